@@ -4,12 +4,6 @@ Numba's on-disk cache only notices a change of the file that holds the compiled 
 the functions it calls, so it goes stale. Here the cache folder is named after a hash of all of
 the core's sources: any change to any of them starts a fresh one. `NUMBA_DISABLE_JIT=1` turns the
 decorator into a no-op, and everything runs as plain Python.
-
->>> @jit
-... def double(x):
-...     return 2 * x
->>> double(21)
-42
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""Reports on results folders; reads results only."""

@@ -1,0 +1,368 @@
+"""What a run is: frozen, checked descriptions, parsed from plain mappings.
+
+Shapes and checks live here, values live in conf/. `parse` turns a mapping (from YAML, Hydra or
+JSON) into one of these dataclasses and refuses anything else with a `SpecError` that names the
+offending path, what was expected and, for a misspelt name, the nearest valid one.
+
+>>> parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i").sets
+64
+>>> parse(CacheSpec, {"size_bytes": 32768, "wys": 8}, "l1i")
+Traceback (most recent call last):
+    ...
+numarep.spec.SpecError: l1i.wys: no such key; did you mean 'ways'? (valid: size_bytes, ways)
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from numarep.units import LINE_BYTES
+
+S = TypeVar("S")
+
+
+class SpecError(ValueError):
+    """A description that can't be run; the message names the offending path."""
+
+
+class Spec:
+    """Base of every described thing: no unknown keys, no silent conversions, no NaN."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SpecError(message)
+
+
+def _require_positive(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        _require(value > 0, f"{name}: expected a positive number, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSpec(Spec):
+    """A set-associative cache of 64-byte lines; the row is `line % sets`."""
+
+    size_bytes: int
+    ways: int
+
+    def __post_init__(self) -> None:
+        """Refuse a geometry that can't exist."""
+        _require_positive(self, "size_bytes", "ways")
+        _require(
+            self.size_bytes % (self.ways * LINE_BYTES) == 0,
+            f"size_bytes: {self.size_bytes} is not a whole number of sets of {self.ways} ways "
+            f"of {LINE_BYTES} bytes",
+        )
+
+    @property
+    def sets(self) -> int:
+        """Number of sets (need not be a power of two)."""
+        return self.size_bytes // (self.ways * LINE_BYTES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TlbSpec(Spec):
+    """A TLB or paging-structure cache; fully associative when `ways == entries`."""
+
+    entries: int
+    ways: int
+
+    def __post_init__(self) -> None:
+        """Refuse a geometry that can't exist."""
+        _require_positive(self, "entries", "ways")
+        _require(
+            self.entries % self.ways == 0,
+            f"entries: {self.entries} is not a multiple of ways ({self.ways})",
+        )
+
+    @property
+    def sets(self) -> int:
+        """Number of sets."""
+        return self.entries // self.ways
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TlbsSpec(Spec):
+    """First-level TLBs by page size, and the second-level TLB shared by 4K and 2M pages."""
+
+    itlb_4k: TlbSpec
+    itlb_2m: TlbSpec
+    dtlb_4k: TlbSpec
+    dtlb_2m: TlbSpec
+    dtlb_1g: TlbSpec
+    stlb: TlbSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PscSpec(Spec):
+    """Paging-structure caches: non-leaf PGD, PUD and PMD entries (PML4E, PDPTE, PDE caches)."""
+
+    pgd: TlbSpec
+    pud: TlbSpec
+    pmd: TlbSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreSpec(Spec):
+    """What the interval analysis needs to know of the core's pipeline."""
+
+    ghz: float
+    base_ipc: float  # instructions a cycle when every access hits L1 and its TLB
+    reorder_window: int  # instructions under which later misses overlap a leading one
+
+    def __post_init__(self) -> None:
+        """Refuse a core that can't run."""
+        _require_positive(self, "ghz", "base_ipc", "reorder_window")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatencySpec(Spec):
+    """Idle load-to-use latencies; only pricing reads them, counting never does.
+
+    `dram_ns[c][m]` is a read by a CPU of node c from memory of node m; `remote_llc_ns[c][d]` a
+    clean line forwarded to node c by the LLC of node d (the diagonal is not used).
+    """
+
+    l1_cycles: float
+    l2_cycles: float
+    stlb_cycles: float
+    llc_ns: float
+    remote_llc_ns: tuple[tuple[float, ...], ...]
+    dram_ns: tuple[tuple[float, ...], ...]
+    cr3_write_cycles: float
+    invlpg_cycles: float
+
+    def __post_init__(self) -> None:
+        """Refuse latencies out of order and matrices that are not square."""
+        _require_positive(self, "l1_cycles", "l2_cycles", "stlb_cycles", "llc_ns")
+        _require(
+            self.cr3_write_cycles >= 0 and self.invlpg_cycles >= 0,
+            "cr3_write_cycles, invlpg_cycles: expected zero or more",
+        )
+        _require(
+            self.l1_cycles <= self.l2_cycles,
+            f"l2_cycles: {self.l2_cycles} is below l1_cycles ({self.l1_cycles})",
+        )
+        nodes = len(self.dram_ns)
+        for name in ("dram_ns", "remote_llc_ns"):
+            matrix = getattr(self, name)
+            _require(
+                len(matrix) == nodes > 0 and all(len(row) == nodes for row in matrix),
+                f"{name}: expected a square matrix of {nodes} x {nodes} nodes",
+            )
+            _require(
+                all(value > 0 for row in matrix for value in row),
+                f"{name}: expected positive latencies",
+            )
+        for node, row in enumerate(self.dram_ns):
+            _require(
+                row[node] == min(row),
+                f"dram_ns[{node}]: remote memory ({min(row)} ns) is nearer than local "
+                f"({row[node]} ns)",
+            )
+            _require(
+                row[node] >= self.llc_ns,
+                f"dram_ns[{node}]: local memory ({row[node]} ns) is nearer than the LLC "
+                f"({self.llc_ns} ns)",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineSpec(Spec):
+    """A multi-socket machine: one NUMA node and one inclusive LLC a socket (first version)."""
+
+    name: str
+    l1i: CacheSpec
+    l1d: CacheSpec
+    l2: CacheSpec
+    llc: CacheSpec
+    tlbs: TlbsSpec
+    psc: PscSpec
+    core: CoreSpec
+    latency: LatencySpec
+
+    def __post_init__(self) -> None:
+        """Refuse a hierarchy that doesn't grow outwards."""
+        _require(
+            self.llc.size_bytes >= self.l2.size_bytes,
+            "llc.size_bytes: an inclusive LLC can't be smaller than L2",
+        )
+        _require(
+            self.latency.llc_ns * self.core.ghz >= self.latency.l2_cycles,
+            "latency.llc_ns: the LLC is nearer than L2",
+        )
+
+    @property
+    def nodes(self) -> int:
+        """Number of NUMA nodes."""
+        return len(self.latency.dram_ns)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelSpec(Spec):
+    """Which captured kernel: a bundled dataset's name or a folder, and its KPTI state."""
+
+    name: str
+    dataset: str
+    pti: bool
+    layout: Literal["captured", "aligned"]  # aligned: text and rodata in whole 2 MiB leaves (R6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkloadSpec(Spec):
+    """One captured window; loops are tiled to `iterations`, single calls have one."""
+
+    name: str
+    trace: str
+    iterations: int
+
+    def __post_init__(self) -> None:
+        """Refuse an empty loop."""
+        _require_positive(self, "iterations")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessCostSpec(Spec):
+    """Instructions one extra memory node adds to a process's life, beside its memory accesses."""
+
+    fork_instructions: int
+    exit_instructions: int
+
+    def __post_init__(self) -> None:
+        """Refuse negative work."""
+        _require(
+            self.fork_instructions >= 0 and self.exit_instructions >= 0,
+            "fork_instructions, exit_instructions: expected zero or more",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplicationSpec(Spec):
+    """What every memory node gets its own copy of, and whether that is charged."""
+
+    name: str
+    tables: bool  # PGD of every process, and the window's PUD and PMD pages (R10)
+    text: bool
+    rodata: bool
+    costs: Literal["charged", "waived"]  # waived is for the null tests only
+    process_cost: ProcessCostSpec
+
+    def __post_init__(self) -> None:
+        """Refuse copies no table could map."""
+        _require(
+            self.tables or not (self.text or self.rodata),
+            "tables: expected true, because replicated text or rodata needs per-node tables",
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is replicated at all."""
+        return self.tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec(Spec):
+    """One point of a study, complete: the same spec always gives the same result."""
+
+    machine: MachineSpec
+    kernel: KernelSpec
+    workload: WorkloadSpec
+    replication: ReplicationSpec
+    cache_state: Literal["hot", "cold"]
+    home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
+    cpu_node: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a CPU on a node the machine doesn't have."""
+        _require(
+            0 <= self.cpu_node < self.machine.nodes,
+            f"cpu_node: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, "
+            f"got {self.cpu_node}",
+        )
+        _require(
+            not self.replication.text or self.kernel.layout == "aligned",
+            "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
+        )
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Phrase the nearest valid name to a misspelt one, and all valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (valid: {', '.join(names)})"
+
+
+def _field_names(spec_type: Any, path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the dataclass that lies at `path` below `spec_type`."""
+    for step in path:
+        if not dataclasses.is_dataclass(spec_type):
+            return []
+        spec_type = get_type_hints(spec_type).get(str(step))
+        if get_origin(spec_type) is tuple:
+            spec_type = get_args(spec_type)[0]
+    fields = dataclasses.fields(spec_type) if dataclasses.is_dataclass(spec_type) else ()
+    return [field.name for field in fields]
+
+
+def _join(path: Iterable[Any]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def _explain(spec_type: Any, error: Any, prefix: tuple[str, ...]) -> str:
+    """One line for one pydantic error: path, what was expected, what was given."""
+    path = tuple(error["loc"])
+    where = _join(prefix + path)
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{where}: no such key{nearest(str(path[-1]), _field_names(spec_type, path[:-1]))}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{where}: missing (valid: {', '.join(_field_names(spec_type, path[:-1]))})"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{where}.{message}" if where else message
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{where}: expected {expected}, got {error['input']!r}"
+
+
+def parse(spec_type: type[S], mapping: Mapping[str, Any], *prefix: str) -> S:
+    """Parse a plain mapping into `spec_type`, checking every key, type and value.
+
+    Parameters
+    ----------
+    spec_type : type
+        One of this module's dataclasses.
+    mapping : mapping
+        Nested dicts, lists and scalars.
+    *prefix : str
+        Names put in front of the path in messages.
+
+    Raises
+    ------
+    SpecError
+        Naming the first offending path, what was expected there and what was found.
+    """
+    try:
+        # As JSON, because strict parsing of Python objects would take only dataclass instances.
+        return TypeAdapter(spec_type).validate_json(json.dumps(mapping, default=str))
+    except ValidationError as error:
+        # A misspelt key also leaves its field missing: name the misspelling.
+        first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+        raise SpecError(_explain(spec_type, first, prefix)) from None
+
+
+def as_mapping(spec: Any) -> dict[str, Any]:
+    """Return the plain nested mapping of a spec: the inverse of `parse`."""
+    mapping: dict[str, Any] = dataclasses.asdict(spec)
+    return mapping

@@ -1,0 +1,1 @@
+"""What runs: captured traces, their format, and the bundled datasets."""

@@ -157,7 +157,6 @@ def write_table(path: Path, table: pa.Table, name: str) -> None:
         compression="zstd",
         compression_level=19,
         write_statistics=False,
-        store_schema=False,
     )
 
 
@@ -211,8 +210,8 @@ def records_from(table: pa.Table) -> Records:
 def pages_from(table: pa.Table) -> Pages:
     """Return the arrays of a table of schema `PAGES`."""
     levels = np.stack([_column(table, f"table{level}") for level in range(1, MAX_LEVELS + 1)], 1)
-    head = (_column(table, name) for name in ("vpn", "pfn", "leaf", "flags"))
-    return Pages(*head, np.ascontiguousarray(levels))
+    vpn, pfn, leaf, flags = (_column(table, name) for name in PAGES.names[:4])
+    return Pages(vpn, pfn, leaf, flags, np.ascontiguousarray(levels))
 
 
 def check(trace: Trace, where: str) -> None:

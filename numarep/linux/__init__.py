@@ -1,0 +1,1 @@
+"""The kernel: address ranges, image, frames and page tables."""

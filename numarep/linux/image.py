@@ -1,0 +1,84 @@
+"""The kernel image: its sections and symbols, from the symbol table of the captured kernel.
+
+Leaves out per-cpu symbols and init sections: nothing here needs them.
+
+>>> Section(0x1000, 0x3000).round_up(0x4000)
+Section(start=4096, end=20480)
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from numarep.units import PAGE_SHIFT, PMD_BYTES
+from numarep.workload.trace import TraceError
+
+
+class Section(NamedTuple):
+    """Virtual addresses [start, end); kernel addresses are negative (sign-extended)."""
+
+    start: int
+    end: int
+
+    def round_up(self, unit: int) -> "Section":
+        """Grow to whole units of `unit` bytes counted from the section's start."""
+        return Section(self.start, self.start + -(-(self.end - self.start) // unit) * unit)
+
+    @property
+    def bytes(self) -> int:
+        """Length in bytes."""
+        return self.end - self.start
+
+    def holds(self, vpn: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which 4 KiB pages overlap the section, bool like `vpn`."""
+        first, last = self.start >> PAGE_SHIFT, (self.end - 1) >> PAGE_SHIFT
+        inside: NDArray[np.bool_] = (vpn >= first) & (vpn <= last)
+        return inside
+
+
+@dataclass(frozen=True)
+class Image:
+    """Sections of the kernel image, as the linker's symbols bound them."""
+
+    whole: Section
+    text: Section
+    rodata: Section
+
+    @property
+    def replicated(self) -> tuple[Section, Section]:
+        """Text and rodata in the whole 2 MiB units that replication copies (R6).
+
+        Source: x86's linker script aligns both sections' starts to 2 MiB.
+        """
+        return self.text.round_up(PMD_BYTES), self.rodata.round_up(PMD_BYTES)
+
+
+def image_from_symbols(symbols: pa.Table) -> Image:
+    """Find the image's sections in a symbol table (schema `dataset.SYMBOLS`).
+
+    Raises
+    ------
+    TraceError
+        If a bounding symbol is missing, or a section does not start on 2 MiB.
+    """
+    bounds = ("_text", "_end", "_stext", "_etext", "__start_rodata", "__end_rodata")
+    names = symbols.column("name").to_pylist()
+    wanted = {name: row for row, name in enumerate(names) if name in bounds}
+    missing = [name for name in bounds if name not in wanted]
+    if missing:
+        raise TraceError(
+            f"symbols: {', '.join(missing)} missing; expected the kernel's section bounds"
+        )
+    at = {name: symbols.column("address")[row].as_py() for name, row in wanted.items()}
+    image = Image(
+        Section(at["_text"], at["_end"]),
+        Section(at["_stext"], at["_etext"]),
+        Section(at["__start_rodata"], at["__end_rodata"]),
+    )
+    for name, section in (("_stext", image.text), ("__start_rodata", image.rodata)):
+        if section.start % PMD_BYTES or section.end <= section.start:
+            raise TraceError(f"symbols: {name}: expected a section that starts on 2 MiB")
+    return image

@@ -1,0 +1,1 @@
+"""The machine described: nodes, distances and where memory lies."""

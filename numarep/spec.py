@@ -231,17 +231,17 @@ class WorkloadSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessCostSpec(Spec):
-    """Instructions one extra memory node adds to a process's life, beside its memory accesses."""
+    """Instructions one further memory node adds to a process's life, beside its accesses."""
 
-    fork_instructions: int
-    exit_instructions: int
+    fork_instructions: int  # at pgd_alloc
+    exit_instructions: int  # at pgd_free
+    pud_instructions: int  # a user PUD slot filled and later cleared: the first further node
+    pud_further_instructions: int  # the same: every node after that
 
     def __post_init__(self) -> None:
         """Refuse negative work."""
-        _require(
-            self.fork_instructions >= 0 and self.exit_instructions >= 0,
-            "fork_instructions, exit_instructions: expected zero or more",
-        )
+        for name, value in vars(self).items():
+            _require(value >= 0, f"{name}: expected zero or more, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@
  * Static and non-PIE: translated blocks must not be reused at another address.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -127,26 +126,6 @@ static void copy_out(const char *path, const char *name)
 	munmap(text, room);
 }
 
-static void copy_out_sections(const char *module)
-{
-	char folder[128], path[400], name[400];
-	struct dirent *entry;
-	DIR *dir;
-
-	snprintf(folder, sizeof(folder), "/sys/module/%s/sections", module);
-	dir = opendir(folder);
-	if (!dir)
-		fail(folder);
-	while ((entry = readdir(dir))) {
-		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-		snprintf(name, sizeof(name), "section@%s@%s", module, entry->d_name);
-		copy_out(path, name);
-	}
-	closedir(dir);
-}
-
 /* /modules.list: one "name file" a line, in the order of their dependencies. */
 static void load_modules(void)
 {
@@ -161,7 +140,6 @@ static void load_modules(void)
 		if (fd < 0 || syscall(SYS_finit_module, fd, "", 0))
 			fail(file);
 		close(fd);
-		copy_out_sections(name);
 	}
 	fclose(list);
 }
@@ -170,11 +148,9 @@ static void describe(void)
 {
 	copy_out("/proc/kallsyms", "kallsyms");
 	copy_out("/proc/modules", "modules");
-	copy_out("/proc/iomem", "iomem");
 	copy_out("/proc/zoneinfo", "zoneinfo");
 	copy_out("/proc/cmdline", "cmdline");
 	copy_out("/proc/version", "version");
-	copy_out("/proc/cpuinfo", "cpuinfo");
 }
 
 /* -- What differs between seeds ------------------------------------------- */

@@ -438,16 +438,31 @@ static void dump_tables(void)
 
 static uint64_t pgd_alloc_va, pgd_free_va, pgd_return_va;
 
-static uint64_t find_symbol(const char *text, const char *name)
+static uint64_t find_symbol(const char *text, char type, const char *name)
 {
 	char pattern[80];
 	const char *at;
 
-	snprintf(pattern, sizeof(pattern), " T %s\n", name);
+	snprintf(pattern, sizeof(pattern), " %c %s\n", type, name);
 	at = strstr(text, pattern);
 	if (!at || at - text < 16)
 		die("the guest's kallsyms has no %s", name);
 	return strtoull(at - 16, NULL, 16);
+}
+
+/* Where the kernel put its address ranges: variables, so their values are read. */
+static const char *const base_names[] = {
+	"page_offset_base", "vmalloc_base", "vmemmap_base",
+};
+#define BASES	(sizeof(base_names) / sizeof(*base_names))
+static uint64_t base_va[BASES];
+
+static void learn_symbols(const char *symbols)
+{
+	pgd_alloc_va = find_symbol(symbols, 'T', "pgd_alloc");
+	pgd_free_va = find_symbol(symbols, 'T', "pgd_free");
+	for (size_t i = 0; i < BASES; i++)
+		base_va[i] = find_symbol(symbols, 'D', base_names[i]);
 }
 
 static uint64_t pfn_of(uint64_t va)
@@ -457,6 +472,24 @@ static uint64_t pfn_of(uint64_t va)
 	if (!row.leaf)
 		die("no translation of %" PRIx64, va);
 	return row.pfn;
+}
+
+/* A mark runs in user mode: under PTI only the kernel's half maps its data. */
+static void write_bases(void)
+{
+	FILE *file = open_output("bases");
+	uint64_t user_root = root, value, pa;
+
+	if (pti)
+		root &= ~1ULL;
+	for (size_t i = 0; i < BASES; i++) {
+		pa = pfn_of(base_va[i]) << PAGE_SHIFT |
+		     (base_va[i] & (PAGE_BYTES - 1));
+		cpu_physical_memory_rw(pa, &value, sizeof(value), false);
+		fprintf(file, "%s %" PRIx64 "\n", base_names[i], value);
+	}
+	root = user_root;
+	fclose(file);
 }
 
 static void copy_guest_file(void)
@@ -474,10 +507,8 @@ static void copy_guest_file(void)
 	file = open_output(box.name);
 	write_out(file, data, box.bytes);
 	fclose(file);
-	if (!strcmp(box.name, "kallsyms")) {
-		pgd_alloc_va = find_symbol(data, "pgd_alloc");
-		pgd_free_va = find_symbol(data, "pgd_free");
-	}
+	if (!strcmp(box.name, "kallsyms"))
+		learn_symbols(data);
 	free(data);
 }
 
@@ -499,6 +530,7 @@ static void arm(void)
 	armed = true;
 	cr4 = now.cr[4];
 	set_root(now.cr[3]);
+	write_bases();
 	tb_flush(cpu);
 }
 
@@ -585,17 +617,19 @@ static void finish_invlpg(const struct insn *insn)
 	generation++;
 }
 
+static void put_root_event(uint8_t kind)
+{
+	struct row row = empty_row(0);
+	uint32_t number = append_row(&row);
+
+	put_event(kind, number, number, 0, 0);
+}
+
 static void finish_cr3(void)
 {
-	struct row row;
-
 	set_root(read_registers().cr[3]);
-	if (recording) {
-		row = empty_row(0);
-		uint32_t number = append_row(&row);
-
-		put_event(EVENT_CR3, number, number, 0, 0);
-	}
+	if (recording)
+		put_root_event(EVENT_CR3);
 }
 
 static void finish_cr4(void)
@@ -605,7 +639,7 @@ static void finish_cr4(void)
 	if ((now ^ cr4) & CR4_PGE) {
 		generation++;
 		if (recording)
-			put_event(EVENT_FLUSH, 0, 0, 0, 0);
+			put_root_event(EVENT_FLUSH);
 	}
 	cr4 = now;
 }

@@ -1,0 +1,101 @@
+"""What the core counts, and the axes of the arrays it counts in.
+
+Counting knows no latency: `served` says how often each kind of access was served by which level,
+`events` how often everything else happened. `numarep.price` turns both into time. The lower-case
+names of the enums are the names used in results.
+
+Laws that hold for every `Counts`:
+
+- every reference is served once: `served[FETCH..STORE, level 0]` sums to REFERENCES;
+- every reference looks up its TLB once: ITLB hits + misses = fetches, DTLB hits + misses = data;
+- every miss is settled once: ITLB misses = STLB_FETCH_HITS + FETCH_WALKS, and so for data;
+- every walk starts somewhere: FETCH_WALKS + DATA_WALKS = hits of the three PSCs + PSC_MISSES.
+
+>>> counts = new_counts(nodes=2, regions=3)
+>>> counts.served.shape
+(6, 6, 3, 5, 2, 2)
+>>> Access.LOAD_WALK.name.lower(), len(counts.events) == len(Event)
+('load_walk', True)
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.units import MAX_LEVELS
+
+
+class Access(IntEnum):
+    """Who reads or writes memory: the first three as `Kind`, then the walks they cause."""
+
+    FETCH = 0
+    LOAD = 1
+    STORE = 2
+    FETCH_WALK = 3
+    LOAD_WALK = 4
+    STORE_WALK = 5
+
+
+class Service(IntEnum):
+    """Which level of the hierarchy served an access, from near to far."""
+
+    L1 = 0
+    L2 = 1
+    LLC = 2
+    REMOTE_LLC = 3  # node = the forwarding node
+    DRAM = 4  # node = the home node
+
+
+class Overlap(IntEnum):
+    """Whether an access is exposed or hidden behind an earlier one (see `interval`)."""
+
+    LEADING = 0
+    OVERLAPPED = 1
+
+
+class Event(IntEnum):
+    """Everything counted that is not an access."""
+
+    INSTRUCTIONS = 0
+    REFERENCES = 1  # accesses made, a straddling instruction's second line included
+    ITLB_HITS = 2
+    ITLB_MISSES = 3
+    DTLB_HITS = 4
+    DTLB_MISSES = 5
+    STLB_FETCH_HITS = 6
+    STLB_DATA_HITS = 7
+    FETCH_WALKS = 8
+    DATA_WALKS = 9
+    PSC_PMD_HITS = 10
+    PSC_PUD_HITS = 11
+    PSC_PGD_HITS = 12
+    PSC_MISSES = 13  # walks that began at the root
+    CR3_WRITES = 14
+    INVLPGS = 15
+    TLB_FLUSHES = 16
+    L2_EVICTIONS = 17
+    LLC_EVICTIONS = 18
+    BACK_INVALIDATIONS = 19  # copies in L1I, L1D and L2 dropped because the LLC evicted the line
+    UPGRADES = 20  # stores to a line this socket held, but not alone
+    REMOTE_INVALIDATIONS = 21  # other sockets' LLC copies dropped by stores
+    WRITEBACKS = 22  # of lines to DRAM
+
+
+class Counts(NamedTuple):
+    """Counters, modified in place by the core.
+
+    served : int64[access, level, region, served_by, node, overlap]; level 0 is the access itself,
+        1 to 5 a walk's read of that level; region is that of the va accessed or translated.
+    events : int64[event]
+    """
+
+    served: NDArray[np.int64]
+    events: NDArray[np.int64]
+
+
+def new_counts(nodes: int, regions: int) -> Counts:
+    """Return zeroed counters for a machine of `nodes` nodes and `regions` address regions."""
+    shape = (len(Access), MAX_LEVELS + 1, regions, len(Service), nodes, len(Overlap))
+    return Counts(np.zeros(shape, np.int64), np.zeros(len(Event), np.int64))

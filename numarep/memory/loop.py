@@ -1,0 +1,240 @@
+"""The straight loop over a stream's records: translate, access, classify, count.
+
+A record with `repeats` r stands for r references to one line: the first is looked up, the others
+hit L1 and the first-level TLB and change nothing, since the line and the page are then the most
+recently used of their rows. A FETCH with r = 0 is the second line of a straddling instruction: an
+access, no instruction. So a record makes max(r, 1) accesses, and a FETCH r instructions.
+
+The TLB is looked up first (ITLB for fetches, DTLB else), then the STLB (not for 1G pages), then
+the page tables are walked; then the line itself is accessed. Serving a reference from the same
+page as the side's last one skips the lookup: that page is at the front of its row, so the lookup
+would hit and change nothing. Only records that drop translations end that.
+
+Source: SDM vol. 3A 4.10.4.1: MOV to CR3 drops all non-global TLB entries and all PSCs, INVLPG the
+page's TLB entries, global ones too, and all PSCs; a FLUSH record (such as a write of CR4.PGE)
+drops everything.
+
+>>> _accesses(0), _accesses(7)
+(1, 7)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.jit import jit
+from numarep.memory.counts import Access, Counts, Event, Overlap, Service
+from numarep.memory.hierarchy import access
+from numarep.memory.interval import overlap_of, pass_instructions, window_after
+from numarep.memory.kinds import Kind
+from numarep.memory.tlb import (
+    GLOBAL,
+    Tlbs,
+    clear_all,
+    fill,
+    fill_data,
+    fill_fetch,
+    invalidate_page,
+    lookup,
+    lookup_data,
+    lookup_fetch,
+    page_number,
+    switch_root,
+)
+from numarep.memory.view import View
+from numarep.memory.walk import Pscs, clear_pscs, walk
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PUD
+
+NO_PAGE = -1
+
+
+class Stream(NamedTuple):
+    """Records of one CPU in order, n of them.
+
+    kind : uint8[n], see `Kind`; page : int32[n], row of the translations;
+    line : uint8[n], line within the page; repeats : int32[n].
+    """
+
+    kind: NDArray[np.uint8]
+    page: NDArray[np.int32]
+    line: NDArray[np.uint8]
+    repeats: NDArray[np.int32]
+
+
+class Translations(NamedTuple):
+    """What the stream's pages translate to, p of them.
+
+    vpn : int64[p]; sign-extended va >> 12.
+    pfn : int64[p]; 4 KiB frame of this page, whatever its leaf.
+    leaf : int64[p]; level of the leaf: 1 4K, 2 2M, 3 1G, 0 no translation.
+    is_global : int64[p]; 0 or 1.
+    root : int64[p]; pfn of the top table.
+    table : int64[p, 5]; pfn of the table page read at level l in column l - 1, -1 if none is.
+    region : int64[p]; small number of the address region, opaque here.
+    """
+
+    vpn: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    leaf: NDArray[np.int64]
+    is_global: NDArray[np.int64]
+    root: NDArray[np.int64]
+    table: NDArray[np.int64]
+    region: NDArray[np.int64]
+
+
+@jit
+def _accesses(repeats: int) -> int:
+    """Return the number of accesses a record makes."""
+    return max(repeats, 1)
+
+
+@jit
+def _is_cached(
+    tlbs: Tlbs, translations: Translations, page: int, is_fetch: bool, events: NDArray[np.int64]
+) -> bool:
+    """Look a translation up in the TLBs, filling the first level from the STLB; in place."""
+    vpn, leaf, root = translations.vpn[page], translations.leaf[page], translations.root[page]
+    owner = GLOBAL if translations.is_global[page] else root
+    hit = lookup_fetch(tlbs, vpn, leaf, root) if is_fetch else lookup_data(tlbs, vpn, leaf, root)
+    if hit:
+        return True
+    events[Event.ITLB_MISSES if is_fetch else Event.DTLB_MISSES] += 1
+    in_stlb = leaf < PUD and lookup(tlbs.stlb, page_number(vpn, leaf), leaf, root)
+    if in_stlb:
+        events[Event.STLB_FETCH_HITS if is_fetch else Event.STLB_DATA_HITS] += 1
+    elif leaf < PUD:
+        fill(tlbs.stlb, page_number(vpn, leaf), leaf, owner)
+    if is_fetch:
+        fill_fetch(tlbs, vpn, leaf, owner)
+    else:
+        fill_data(tlbs, vpn, leaf, owner)
+    return in_stlb
+
+
+@jit
+def _translate(
+    view: View,
+    tlbs: Tlbs,
+    pscs: Pscs,
+    translations: Translations,
+    page: int,
+    is_fetch: bool,
+    steps: NDArray[np.int64],
+) -> int:
+    """Translate by TLB, STLB or walk, in place; return the number of entries the walk read."""
+    if _is_cached(tlbs, translations, page, is_fetch, view.events):
+        return 0
+    view.events[Event.FETCH_WALKS if is_fetch else Event.DATA_WALKS] += 1
+    return walk(
+        view,
+        pscs,
+        translations.vpn[page],
+        translations.leaf[page],
+        translations.root[page],
+        translations.table[page],
+        steps,
+    )
+
+
+@jit
+def _serialise(kind: int, vpn: int, tlbs: Tlbs, pscs: Pscs, events: NDArray[np.int64]) -> None:
+    """Do what a CR3, INVLPG or FLUSH record does to TLBs and PSCs, in place."""
+    clear_pscs(pscs)
+    if kind == Kind.CR3:
+        events[Event.CR3_WRITES] += 1
+        switch_root(tlbs)
+    elif kind == Kind.INVLPG:
+        events[Event.INVLPGS] += 1
+        invalidate_page(tlbs, vpn)
+    else:
+        events[Event.TLB_FLUSHES] += 1
+        clear_all(tlbs)
+
+
+@jit
+def _is_long(steps: NDArray[np.int64], read: int) -> bool:
+    """Tell whether any of a walk's reads was served beyond L2."""
+    farthest = Service.L1.value
+    for step in range(read):
+        farthest = max(farthest, steps[step, 1])
+    return farthest > Service.L2
+
+
+@jit
+def _count_walk(
+    served: NDArray[np.int64],
+    kind: int,
+    region: int,
+    steps: NDArray[np.int64],
+    read: int,
+    overlap: int,
+) -> None:
+    """Count a walk's reads, in place."""
+    for step in range(read):
+        level, service, node = steps[step, 0], steps[step, 1], steps[step, 2]
+        served[kind + Access.FETCH_WALK, level, region, service, node, overlap] += 1
+
+
+@jit
+def run_records(
+    view: View,
+    tlbs: Tlbs,
+    pscs: Pscs,
+    window_left: NDArray[np.int64],
+    reorder_window: int,
+    stream: Stream,
+    translations: Translations,
+    start: int,
+    stop: int,
+    counts: Counts,
+) -> None:
+    """Process records [start, stop) of one CPU; all state and counts are modified in place."""
+    kinds, pages, lines, repeats = stream
+    served, events = counts
+    steps = np.empty((MAX_LEVELS, 3), np.int64)
+    left = window_left[view.cpu]
+    fetch_page = NO_PAGE
+    data_page = NO_PAGE
+    instructions, fetches, data = 0, 0, 0
+    itlb_misses, dtlb_misses = events[Event.ITLB_MISSES], events[Event.DTLB_MISSES]
+    for record in range(start, stop):
+        kind = int(kinds[record])
+        page = int(pages[record])
+        if kind > Kind.STORE:
+            _serialise(kind, translations.vpn[page], tlbs, pscs, events)
+            left, fetch_page, data_page = 0, NO_PAGE, NO_PAGE
+            continue
+        read = 0
+        repeated = int(repeats[record])
+        accesses = _accesses(repeated)
+        line = translations.pfn[page] * LINES_PER_PAGE + int(lines[record])
+        if kind == Kind.FETCH:
+            fetches += accesses
+            instructions += repeated
+            if page != fetch_page:
+                read = _translate(view, tlbs, pscs, translations, page, True, steps)
+                fetch_page = page
+            service, node = access(view, view.l1i, line, False)
+        else:
+            data += accesses
+            if page != data_page:
+                read = _translate(view, tlbs, pscs, translations, page, False, steps)
+                data_page = page
+            service, node = access(view, view.l1d, line, kind == Kind.STORE)
+        region = translations.region[page]
+        is_long = (service > Service.L2 and kind != Kind.STORE) or _is_long(steps, read)
+        overlap = overlap_of(kind, is_long, left)
+        left = window_after(kind, is_long, overlap, left, reorder_window)
+        _count_walk(served, kind, region, steps, read, overlap)
+        rest = Overlap.LEADING.value if kind == Kind.FETCH else Overlap.OVERLAPPED.value
+        own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+        served[kind, 0, region, service, node, own] += 1
+        served[kind, 0, region, Service.L1.value, view.node, rest] += accesses - 1
+        if kind == Kind.FETCH:
+            left = pass_instructions(left, repeated)
+    window_left[view.cpu] = left
+    events[Event.INSTRUCTIONS] += instructions
+    events[Event.REFERENCES] += fetches + data
+    events[Event.ITLB_HITS] += fetches - (events[Event.ITLB_MISSES] - itlb_misses)
+    events[Event.DTLB_HITS] += data - (events[Event.DTLB_MISSES] - dtlb_misses)

@@ -1,0 +1,281 @@
+"""The modelled machine's mutable state, and the four things one can do with it.
+
+`new_system` builds it from a `MachineSpec`, `run` feeds one CPU records of a stream, `repeat` does
+so many times over, `flush` empties everything. The state is canonical: two systems that will
+behave alike from now on hold equal arrays (LRU is the order within a row, the interval analysis
+remembers only what is left of its window), all of them slices of one int64 buffer.
+
+Left out in this version: more than one modelled CPU a node, non-inclusive LLCs, prefetchers, PCIDs.
+
+>>> from numarep.memory.counts import Event, new_counts
+>>> from numarep.spec import parse
+>>> cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
+>>> sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
+>>> cycles = {"l1_cycles": 4, "l2_cycles": 12, "stlb_cycles": 8, "llc_ns": 20}
+>>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100}
+>>> machine = parse(MachineSpec, {
+...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2", "llc"), cache),
+...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
+...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
+...     "latency": {**cycles, **writes, "remote_llc_ns": [[20]], "dram_ns": [[100]]}})
+>>> system = new_system(machine, cpu_nodes=(0,), node_end_pfn=np.array([16]))
+>>> page, line = np.zeros(3, np.int32), np.array([0, 1, 0], np.uint8)
+>>> stream = Stream(np.full(3, 1, np.uint8), page, line, page + 1)  # three loads
+>>> one = np.ones(1, np.int64)
+>>> table = np.array([[2, 3, 4, 5, -1]])
+>>> translations = Translations(one, 9 * one, one, 0 * one, 5 * one, table, 0 * one)
+>>> counts = new_counts(nodes=1, regions=1)
+>>> run(system, 0, stream, translations, 0, 3, counts)
+>>> counts.served[1, 0, 0, :, 0, :].sum(axis=1).tolist()  # loads by L1, L2, LLC, remote LLC, DRAM
+[1, 0, 0, 0, 2]
+>>> counts.events[[Event.DTLB_HITS, Event.DTLB_MISSES, Event.DATA_WALKS]].tolist()
+[2, 1, 1]
+>>> repeat(system, 0, stream, translations, 1000, counts), int(counts.events[Event.REFERENCES])
+(1, 3003)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.memory.counts import Counts
+from numarep.memory.loop import Stream, Translations, run_records
+from numarep.memory.recency import EMPTY
+from numarep.memory.tlb import Tlb, Tlbs
+from numarep.memory.view import Caches, View
+from numarep.memory.walk import Pscs
+from numarep.spec import CacheSpec, MachineSpec, SpecError, TlbSpec
+from numarep.units import MAX_LEVELS
+
+__all__ = ["Stream", "System", "Translations", "flush", "new_system", "repeat", "run"]
+
+
+@dataclass(frozen=True)
+class System:
+    """All state of the modelled CPUs and their sockets.
+
+    cpu_node : int64[cpus], node of each CPU; node_end_pfn : int64[nodes].
+    buffer : int64[words], everything below but `window_left`, for comparing and copying.
+    window_left : int64[cpus], see `interval`.
+    """
+
+    machine: MachineSpec
+    cpu_node: NDArray[np.int64]
+    node_end_pfn: NDArray[np.int64]
+    buffer: NDArray[np.int64]
+    caches: Caches
+    tlbs: Tlbs
+    pscs: Pscs
+    window_left: NDArray[np.int64]
+
+
+def _geometries(machine: MachineSpec) -> list[CacheSpec | TlbSpec]:
+    """List every set-associative structure of a CPU and its socket; the TLBs' arrays are pairs."""
+    tlbs, psc = machine.tlbs, machine.psc
+    single: list[CacheSpec | TlbSpec] = [machine.l1i, machine.l1d, machine.l2, machine.llc]
+    paired = (
+        *(tlbs.itlb_4k, tlbs.itlb_2m, tlbs.dtlb_4k, tlbs.dtlb_2m, tlbs.dtlb_1g, tlbs.stlb),
+        *(psc.pgd, psc.pud, psc.pmd),
+    )
+    return [*single, *(spec for pair in paired for spec in (pair, pair))]
+
+
+def new_system(
+    machine: MachineSpec, cpu_nodes: tuple[int, ...], node_end_pfn: NDArray[np.int64]
+) -> System:
+    """Build an empty system.
+
+    Parameters
+    ----------
+    machine : MachineSpec
+    cpu_nodes : tuple of int
+        Node of each modelled CPU; at most one CPU a node in this version.
+    node_end_pfn : int64[nodes]
+        A pfn belongs to the first node whose entry is above it.
+
+    Raises
+    ------
+    SpecError
+        If the machine has no such node, two CPUs share one, or the node ends don't fit.
+    """
+    ends = np.ascontiguousarray(node_end_pfn, np.int64)
+    if not cpu_nodes or not all(0 <= node < machine.nodes for node in cpu_nodes):
+        raise SpecError(f"cpu_nodes: expected nodes 0 to {machine.nodes - 1}, got {cpu_nodes}")
+    if len(set(cpu_nodes)) < len(cpu_nodes):
+        raise SpecError(f"cpu_nodes: expected at most one modelled CPU a node, got {cpu_nodes}")
+    if ends.shape != (machine.nodes,) or (np.diff(ends) < 0).any():
+        raise SpecError(f"node_end_pfn: expected {machine.nodes} rising ends, got {ends.tolist()}")
+    shapes = [(len(cpu_nodes), spec.sets, spec.ways) for spec in _geometries(machine)]
+    sizes = [cpus * sets * ways for cpus, sets, ways in shapes]
+    buffer = np.full(sum(sizes), EMPTY, np.int64)
+    parts = np.split(buffer, np.cumsum(sizes)[:-1])
+    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    pairs = [Tlb(*arrays[first : first + 2]) for first in range(4, len(arrays), 2)]
+    return System(
+        machine=machine,
+        cpu_node=np.array(cpu_nodes, np.int64),
+        node_end_pfn=ends,
+        buffer=buffer,
+        caches=Caches(*arrays[:4]),
+        tlbs=Tlbs(*pairs[:6]),
+        pscs=Pscs(*pairs[6:]),
+        window_left=np.zeros(len(cpu_nodes), np.int64),
+    )
+
+
+def flush(system: System) -> None:
+    """Empty every cache, TLB and PSC of all sockets and close all windows, in place."""
+    system.buffer.fill(EMPTY)
+    system.window_left.fill(0)
+
+
+def _frozen(array: NDArray[Any], dtype: type) -> NDArray[Any]:
+    """Return a contiguous read-only view: one type of array, so one compiled version."""
+    view: NDArray[Any] = np.ascontiguousarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def _frozen_stream(stream: Stream) -> Stream:
+    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers."""
+    return Stream(
+        kind=_frozen(stream.kind, np.uint8).view(np.int8),
+        page=_frozen(stream.page, np.int32),
+        line=_frozen(stream.line, np.uint8).view(np.int8),
+        repeats=_frozen(stream.repeats, np.int32),
+    )
+
+
+def _frozen_translations(
+    system: System, translations: Translations, counts: Counts
+) -> Translations:
+    """Freeze translations, refusing frames and regions compiled code couldn't index by."""
+    frozen = Translations(*(_frozen(array, np.int64) for array in translations))
+    pages = len(frozen.vpn)
+    if frozen.table.shape != (pages, MAX_LEVELS):
+        raise ValueError(f"table: expected shape ({pages}, {MAX_LEVELS}), got {frozen.table.shape}")
+    end = int(system.node_end_pfn[-1])
+    last = max(int(frozen.pfn.max(initial=0)), int(frozen.table.max(initial=0)))
+    if last >= end:
+        raise ValueError(f"translations: frame {last} is beyond the last node's end ({end})")
+    nodes, regions = counts.served.shape[4], counts.served.shape[2]
+    if nodes != system.machine.nodes:
+        raise ValueError(f"counts: expected {system.machine.nodes} nodes, got {nodes}")
+    if pages and not 0 <= int(frozen.region.min()) <= int(frozen.region.max()) < regions:
+        raise ValueError(f"region: expected 0 to {regions - 1}")
+    return frozen
+
+
+def _run(
+    system: System,
+    cpu: int,
+    stream: Stream,
+    translations: Translations,
+    start: int,
+    stop: int,
+    counts: Counts,
+) -> None:
+    """Run frozen arrays."""
+    caches = system.caches
+    view = View(
+        cpu=cpu,
+        node=int(system.cpu_node[cpu]),
+        l1i=caches.l1i[cpu],
+        l1d=caches.l1d[cpu],
+        l2=caches.l2[cpu],
+        llc=caches.llc[cpu],
+        caches=caches,
+        cpu_node=system.cpu_node,
+        node_end_pfn=system.node_end_pfn,
+        events=counts.events,
+    )
+    run_records(
+        view,
+        Tlbs(*(Tlb(tlb.tag[cpu], tlb.root[cpu]) for tlb in system.tlbs)),
+        Pscs(*(Tlb(psc.tag[cpu], psc.root[cpu]) for psc in system.pscs)),
+        system.window_left,
+        system.machine.core.reorder_window,
+        stream,
+        translations,
+        start,
+        stop,
+        counts,
+    )
+
+
+def run(
+    system: System,
+    cpu: int,
+    stream: Stream,
+    translations: Translations,
+    start: int,
+    stop: int,
+    counts: Counts,
+) -> None:
+    """Process records [start, stop) of a stream on one CPU.
+
+    The stream must be checked (kinds, page rows, lines: `workload.trace.check` does) since
+    compiled code doesn't check bounds. System and counts are modified in place.
+
+    Raises
+    ------
+    ValueError
+        If a frame lies beyond the last node, or nodes or regions don't fit the counts.
+    """
+    if not 0 <= cpu < len(system.cpu_node):
+        raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
+    if not 0 <= start <= stop <= len(stream.kind):
+        raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
+    frozen = _frozen_translations(system, translations, counts)
+    _run(system, cpu, _frozen_stream(stream), frozen, start, stop, counts)
+
+
+def repeat(
+    system: System,
+    cpu: int,
+    stream: Stream,
+    translations: Translations,
+    times: int,
+    counts: Counts,
+) -> int:
+    """Run a whole stream `times` times on one CPU, simulating only until nothing changes.
+
+    A pass is a deterministic function of the system's state and the stream: the state before it
+    determines its counts and the state after it. So once a pass ends in the state it began in,
+    every further pass would do the same again, and its counts are added, multiplied, instead.
+    That is exact because the state compared is all there is (`System.buffer` and `window_left`;
+    the loop keeps nothing else between calls). Only then do two passes count alike for sure, but
+    equal counts are necessary, and cheaper to compare, so they are compared first.
+
+    System and counts are modified in place exactly as by `times` calls of `run`.
+
+    Returns
+    -------
+    int
+        Number of passes simulated.
+    """
+    frozen_stream = _frozen_stream(stream)
+    frozen = _frozen_translations(system, translations, counts)
+    before = np.empty_like(system.buffer)
+    one = Counts(*(np.zeros_like(array) for array in counts))
+    for done in range(1, times + 1):
+        np.copyto(before, system.buffer)
+        window_before = system.window_left.copy()
+        for array in one:
+            array.fill(0)
+        _run(system, cpu, frozen_stream, frozen, 0, len(stream.kind), one)
+        _add(counts, one, 1)
+        if np.array_equal(window_before, system.window_left) and np.array_equal(
+            before, system.buffer
+        ):
+            _add(counts, one, times - done)
+            return done
+    return times
+
+
+def _add(counts: Counts, one: Counts, times: int) -> None:
+    """Add `times` copies of one pass's counts, in place."""
+    counts.served[:] += one.served * times
+    counts.events[:] += one.events * times

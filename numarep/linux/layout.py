@@ -40,13 +40,9 @@ class Region(IntEnum):
     OTHER = 11
 
 
-def in_window(vpn: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which pages may have replicas: a pure virtual-address test (R5)."""
-    inside: NDArray[np.bool_] = (vpn >= WINDOW_VPN) & (vpn < 0)
-    return inside
-
-
-def regions(pages: Pages, image: Image, bases: Mapping[str, int]) -> NDArray[np.int64]:
+def regions(
+    pages: Pages, image: Image, bases: Mapping[str, int], table_frames: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Classify translations, int64 like `pages.vpn`, values of `Region`.
 
     Parameters
@@ -55,6 +51,8 @@ def regions(pages: Pages, image: Image, bases: Mapping[str, int]) -> NDArray[np.
     image : Image
     bases : mapping
         Start addresses of `direct_map`, `vmalloc`, `vmemmap` and `cpu_entry_area`.
+    table_frames : int64[n]
+        Pfns of frames that serve as page tables.
     """
     vpn = pages.vpn
     base = {name: address >> PAGE_SHIFT for name, address in bases.items()}
@@ -70,7 +68,7 @@ def regions(pages: Pages, image: Image, bases: Mapping[str, int]) -> NDArray[np.
         (module & executable, Region.MODULE_TEXT),
         (module & ~writable, Region.MODULE_RODATA),
         (module, Region.MODULE_DATA),
-        (direct & np.isin(pages.pfn, np.unique(pages.table)), Region.PAGE_TABLES),
+        (direct & np.isin(pages.pfn, table_frames), Region.PAGE_TABLES),
         (direct, Region.DIRECT_MAP),
         ((vpn >= base["vmemmap"]) & (vpn < base["cpu_entry_area"]), Region.VMEMMAP),
         ((vpn >= base["vmalloc"]) & (vpn < base["vmemmap"]), Region.VMALLOC),

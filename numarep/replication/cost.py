@@ -26,6 +26,7 @@ import numpy as np
 
 from numarep.linux.frames import Frames
 from numarep.linux.tables import PageTables
+from numarep.memory.kinds import Kind
 from numarep.replication.replicas import PGD_PAGES, Replicas
 from numarep.spec import ProcessCostSpec
 from numarep.units import (
@@ -37,7 +38,7 @@ from numarep.units import (
     PAGE_BYTES,
     PAGE_SHIFT,
 )
-from numarep.workload.trace import Kind, Pages, Records, Trace, TraceError
+from numarep.workload.trace import Pages, Records, Trace, TraceError
 
 WATCHED = ("pgd_alloc", "pgd_free", "__pud_alloc")
 _ENTRIES_PER_LINE = LINE_BYTES // ENTRY_BYTES

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from numarep.memory.kinds import Kind
 from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
 FORMAT_VERSION = 1
@@ -33,17 +34,6 @@ _TABLE_KEY = b"numarep.trace.table"
 
 class TraceError(ValueError):
     """A trace that can't be trusted; the message names the file and what is wrong."""
-
-
-class Kind(IntEnum):
-    """What a record is; the first three carry a line, the others only a pages row."""
-
-    FETCH = 0
-    LOAD = 1
-    STORE = 2
-    CR3 = 3  # the pages row holds the new root, no translation
-    INVLPG = 4
-    FLUSH = 5  # of everything, global translations too
 
 
 class Flag(IntEnum):

@@ -1,0 +1,231 @@
+"""One run: from its description to counts.
+
+Loads the captured window, maps it as the kernel of the run would (layout, replicas, the CPU's
+node), charges what replication adds, and drives the latency core through the protocol:
+
+- hot: one unmeasured pass over the whole window, then the measured one;
+- cold: caches, TLBs and paging-structure caches of all sockets flushed once, then the measured one;
+- `home_llc: warm`: first of all (after the flush), a CPU of the master node runs one pass of the
+  same window, so that node's LLC holds what the kernel touches.
+
+A loop captured for k iterations is tiled to the wanted number: iteration i repeats captured
+iteration i mod k with the same frames, as a kernel that recycles freed frames does after k.
+
+Baseline and replicated runs of one window differ in nothing but the replicas and their cost.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from numarep.linux.frames import Frames, colours_of
+from numarep.linux.image import Image, image_from_symbols
+from numarep.linux.layout import Region, aligned, regions
+from numarep.linux.tables import PageTables, tables_from_snapshot
+from numarep.machine.topology import memory_ranges
+from numarep.memory.counts import Counts, new_counts
+from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
+from numarep.replication.cost import ProcessCost
+from numarep.replication.replicas import Replicas, align_tables, kernel_root_of, new_replicas
+from numarep.spec import RunSpec, SpecError, as_mapping
+from numarep.units import PAGE_SHIFT
+from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
+from numarep.workload.trace import Flag, Pages, Trace
+
+# Raise when counts or times of the same spec change: results of different models never mix.
+MODEL_VERSION = 1
+# What only pricing reads (see price.py): points that differ in nothing else share one simulation.
+_PRICED = {"latency": None, "core": ("ghz", "base_ipc")}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one simulated state gives, before pricing."""
+
+    counts: Counts
+    master_node: int
+    replica_bytes_per_node: tuple[int, ...]  # text and rodata copies
+    table_pages_per_node: tuple[int, ...]  # copies of the kernel's own tables
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A window and its kernel, as the dataset holds them."""
+
+    trace: Trace
+    meta: CaptureMeta
+    image: Image
+    snapshot: pa.Table
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window and its kernel, as one run has them; `tables` is the run's own to change."""
+
+    trace: Trace
+    meta: CaptureMeta
+    image: Image
+    tables: PageTables
+    ranges: tuple[tuple[int, int], ...]
+
+
+def state_key(spec: RunSpec) -> str:
+    """Hash what counting depends on; specs that differ only in what pricing reads share it."""
+    mapping = as_mapping(spec)
+    machine = mapping["machine"]
+    for part, fields in _PRICED.items():
+        if fields is None:
+            machine[part] = machine[part] and {"nodes": spec.machine.nodes}
+        else:
+            machine[part] = {k: v for k, v in machine[part].items() if k not in fields}
+    canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def simulate(spec: RunSpec) -> Outcome:
+    """Count everything one run does; see the module's text for the protocol.
+
+    Raises
+    ------
+    TraceError
+        If the dataset is damaged or lacks the run's capture or window.
+    SpecError
+        If the machine can't hold the captured kernel.
+    """
+    window = _load(spec)
+    used = np.unique(np.concatenate([window.trace.pages.pfn, window.trace.pages.table.ravel()]))
+    frames = Frames(window.ranges, {*used.tolist(), *window.tables.pages}, colours_of(spec.machine))
+    root = kernel_root_of(window.tables, window.image)
+    text = window.tables.walk(root, window.image.text.start >> PAGE_SHIFT)
+    assert text is not None  # kernel_root_of looked
+    master = frames.node_of(text.pfn)
+    trace, replicas = window.trace, None
+    if spec.replication.active:
+        roots = np.unique(trace.pages.root).tolist()
+        replicas = new_replicas(spec.replication, window.image, window.tables, roots, frames)
+        if spec.replication.costs == "charged":
+            trace = _process_cost(spec, window, replicas, frames).charge(trace, spec.cpu_node)
+    counts = _drive(spec, window, trace, replicas, master)
+    none = (0,) * frames.nodes
+    return Outcome(
+        counts,
+        master,
+        tuple(node.bytes for node in replicas.nodes) if replicas else none,
+        tuple(node.table_pages for node in replicas.nodes) if replicas else none,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) -> _Captured:
+    """Read one window; kept, because neighbouring runs of a sweep share it."""
+    opened = open_dataset(dataset)
+    name = capture_name(pti=pti, cpu_node=cpu_node, seed=seed)
+    meta = opened.meta(name)
+    image = image_from_symbols(opened.symbols())
+    return _Captured(opened.trace(name, workload), meta, image, opened.tables(name))
+
+
+def _load(spec: RunSpec) -> _Window:
+    """Lay the captured window out as the run's kernel and machine have it."""
+    kernel = spec.kernel
+    captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, spec.workload.trace)
+    meta, image = captured.meta, captured.image
+    try:
+        ranges = memory_ranges(
+            tuple((memory.start_pfn, memory.end_pfn) for memory in meta.memory),
+            spec.machine.nodes,
+        )
+    except ValueError as error:
+        raise SpecError(f"machine: {error}") from None
+    tables = tables_from_snapshot(captured.snapshot, meta.levels)
+    trace = captured.trace
+    if kernel.layout == "aligned":
+        align_tables(tables, image, kernel_root_of(tables, image))
+        trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
+    return _Window(trace, meta, image, tables, ranges)
+
+
+def _bases(meta: CaptureMeta) -> dict[str, int]:
+    """Start addresses of the kernel's address ranges, sign-extended."""
+    return {name: int(text, 16) - (1 << 64) for name, text in meta.bases.items()}
+
+
+def _process_cost(
+    spec: RunSpec, window: _Window, replicas: Replicas, frames: Frames
+) -> ProcessCost:
+    bases = _bases(window.meta)
+    return ProcessCost(
+        spec.replication.process_cost,
+        replicas,
+        frames,
+        kernel_root_of(window.tables, window.image),
+        bases["direct_map"],
+        bases["vmemmap"],
+    )
+
+
+def _translations(
+    window: _Window, pages: Pages, replicas: Replicas | None, node: int
+) -> Translations:
+    """Return what the CPUs of `node` translate the trace's pages to."""
+    added = pages.pfn[len(window.trace.pages.pfn) :]  # what ProcessCost reaches are PGDs
+    table_frames = np.unique(np.concatenate([pages.table.ravel(), added]))
+    region = regions(pages, window.image, _bases(window.meta), table_frames)
+    seen = replicas.on_node(pages, node) if replicas else pages
+    return Translations(
+        seen.vpn,
+        seen.pfn,
+        seen.leaf.astype(np.int64),
+        (seen.flags & Flag.GLOBAL != 0).astype(np.int64),
+        seen.root,
+        seen.table,
+        region,
+    )
+
+
+def _drive(
+    spec: RunSpec, window: _Window, trace: Trace, replicas: Replicas | None, master: int
+) -> Counts:
+    """Run the protocol and return the counts of the measured window."""
+    nodes = len(window.ranges)
+    ends = np.array([end for _, end in window.ranges], dtype=np.int64)
+    records = trace.records
+    stream = Stream(records.kind, records.page, records.line, records.count)
+    at_home = spec.home_llc == "warm" and spec.cpu_node != master
+    cpu_nodes = (spec.cpu_node, master) if at_home else (spec.cpu_node,)
+    system = new_system(spec.machine, cpu_nodes, ends)
+    views = [_translations(window, trace.pages, replicas, node) for node in cpu_nodes]
+
+    def one_pass(cpu: int) -> Counts:
+        counts = new_counts(nodes, len(Region))
+        _tile(system, cpu, stream, views[cpu], trace.iterations, spec.workload.iterations, counts)
+        return counts
+
+    if spec.cache_state == "cold":
+        flush(system)
+    if at_home:
+        one_pass(1)
+    if spec.cache_state == "hot":
+        one_pass(0)
+    return one_pass(0)
+
+
+def _tile(
+    system: System,
+    cpu: int,
+    stream: Stream,
+    translations: Translations,
+    iterations: NDArray[np.int64],
+    wanted: int,
+    counts: Counts,
+) -> None:
+    """Run `wanted` iterations of a window captured for fewer or more."""
+    whole, rest = divmod(wanted, len(iterations) - 1)
+    repeat(system, cpu, stream, translations, whole, counts)
+    run(system, cpu, stream, translations, 0, int(iterations[rest]), counts)

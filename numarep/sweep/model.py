@@ -1,0 +1,85 @@
+"""The real model as tasks see it: simulate once, price every point, flatten the counts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.linux.layout import Region
+from numarep.memory.counts import Access, Counts, Event, Overlap, Service
+from numarep.price import price, stalls
+from numarep.results import RunResult
+from numarep.simulate import MODEL_VERSION, Outcome, simulate, state_key
+from numarep.spec import RunSpec
+from numarep.workload.dataset import capture_name, open_dataset
+
+__all__ = ["MODEL_VERSION", "check", "evaluate", "state_key"]
+
+
+def check(specs: Iterable[RunSpec]) -> None:
+    """Read every trace that specs need, once.
+
+    Raises
+    ------
+    TraceError
+        If one is not there, damaged or of another version.
+    """
+    needed = {
+        (
+            spec.kernel.dataset,
+            capture_name(pti=spec.kernel.pti, cpu_node=spec.cpu_node, seed=spec.seed),
+            spec.workload.trace,
+        )
+        for spec in specs
+    }
+    for dataset, capture, trace in sorted(needed):
+        open_dataset(dataset).trace(capture, trace)
+
+
+def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
+    """Simulate the state that all specs share, then price each in turn."""
+    outcome = simulate(specs[0])
+    for spec in specs:
+        yield _priced(outcome, spec)
+
+
+def _priced(outcome: Outcome, spec: RunSpec) -> RunResult:
+    priced = price(outcome.counts, spec.machine, spec.cpu_node)
+    stall = stalls(outcome.counts, spec.machine, spec.cpu_node)
+    return RunResult(
+        master_node=outcome.master_node,
+        time_ns=priced.time_ns,
+        time_serial_ns=priced.time_serial_ns,
+        time_overlapped_ns=priced.time_overlapped_ns,
+        replica_bytes_per_node=outcome.replica_bytes_per_node,
+        table_pages_per_node=outcome.table_pages_per_node,
+        events={event.name.lower(): int(outcome.counts.events[event]) for event in Event},
+        counts=count_rows(outcome.counts, stall),
+    )
+
+
+def count_rows(counts: Counts, stall: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return the non-zero counts as rows of the results' `counts`.
+
+    Parameters
+    ----------
+    counts : Counts
+        What the core counted.
+    stall : float64[access, level, region, served_by, node, overlap]
+        Time lost to each count, in ns.
+    """
+    return [
+        {
+            "access": Access(access).name.lower(),
+            "region": Region(region).name.lower(),
+            "served_by": Service(service).name.lower(),
+            "node": node,
+            "level": level,
+            "leading": int(served[Overlap.LEADING]),
+            "overlapped": int(served[Overlap.OVERLAPPED]),
+            "stall_ns": float(stall[access, level, region, service, node].sum()),
+        }
+        for access, level, region, service, node in np.argwhere(counts.served.any(-1)).tolist()
+        for served in (counts.served[access, level, region, service, node],)
+    ]

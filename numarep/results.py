@@ -86,7 +86,7 @@ COUNTS = pa.schema(
         ("level", pa.int64()),
         ("leading", pa.int64()),
         ("overlapped", pa.int64()),
-        ("stall_ns", pa.float64()),
+        ("stall_ns", pa.float64()),  # of the leading ones: their share of time_ns
     ]
 )
 _COUNT = [field for field in COUNTS if field.name != "run_id"]

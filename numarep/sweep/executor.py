@@ -132,7 +132,8 @@ def _ray(spec: RaySpec) -> Iterator[tuple[Run, int]]:
             f"executor: no Ray on {spec.address or 'this host'}: {reason}"
         ) from None
     try:
-        workers = max(1, int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call])
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        workers = max(1, int(resources.get("CPU", 1)))
         yield lambda batches: _on_ray(batches, spec, workers), workers
     finally:
         ray.shutdown()

@@ -67,7 +67,7 @@ def count_rows(counts: Counts, stall: NDArray[np.float64]) -> list[dict[str, Any
     counts : Counts
         What the core counted.
     stall : float64[access, level, region, served_by, node, overlap]
-        Time lost to each count, in ns.
+        Time lost to each count, in ns; the results keep the leading part, which time_ns holds.
     """
     return [
         {
@@ -78,7 +78,7 @@ def count_rows(counts: Counts, stall: NDArray[np.float64]) -> list[dict[str, Any
             "level": level,
             "leading": int(served[Overlap.LEADING]),
             "overlapped": int(served[Overlap.OVERLAPPED]),
-            "stall_ns": float(stall[access, level, region, service, node].sum()),
+            "stall_ns": float(stall[access, level, region, service, node, Overlap.LEADING]),
         }
         for access, level, region, service, node in np.argwhere(counts.served.any(-1)).tolist()
         for served in (counts.served[access, level, region, service, node],)

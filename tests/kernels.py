@@ -101,7 +101,7 @@ class SmallKernel:
             *range(image.start, image.stop, 100),
             MODULE_VA >> PAGE_SHIFT,
             (DIRECT_MAP_VA >> PAGE_SHIFT) + 77,
-            (DIRECT_MAP_VA >> PAGE_SHIFT) + self.pfn_of(image.start),
+            (DIRECT_MAP_VA >> PAGE_SHIFT) + self.pfn_of(image.start) + 1,  # an alias of text
             VMEMMAP_VA >> PAGE_SHIFT,
             0x400,
         ]

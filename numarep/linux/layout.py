@@ -55,6 +55,7 @@ def regions(
         Pfns of frames that serve as page tables.
     """
     vpn = pages.vpn
+    text, rodata = image.replicated
     base = {name: address >> PAGE_SHIFT for name, address in bases.items()}
     executable = (pages.flags & Flag.EXECUTABLE) != 0
     writable = (pages.flags & Flag.WRITABLE) != 0
@@ -62,8 +63,8 @@ def regions(
     direct = (vpn >= base["direct_map"]) & (vpn < base["vmalloc"])
     choices = (
         (vpn >= 0, Region.USER),
-        (image.text.holds(vpn), Region.TEXT),
-        (image.rodata.holds(vpn), Region.RODATA),
+        (text.holds(vpn), Region.TEXT),
+        (rodata.holds(vpn), Region.RODATA),
         (image.whole.holds(vpn), Region.DATA),
         (module & executable, Region.MODULE_TEXT),
         (module & ~writable, Region.MODULE_RODATA),

@@ -1,0 +1,57 @@
+"""A whole small dataset on disk, of a `SmallKernel`, for tests that need no real capture."""
+
+import json
+from pathlib import Path
+
+from numarep.workload.dataset import capture_name, write_index, write_trace
+from numarep.workload.trace import write_table
+from tests.kernels import BASES, SmallKernel
+from tests.traces import kernel_trace
+
+EVENTS = ((3, "pgd_alloc"), (9, "pgd_free"), (6, "__pud_alloc"))
+
+
+def write_small_dataset(folder: Path) -> Path:
+    """Write captures of one window, `fork`, on both nodes with one seed; return the folder."""
+    for cpu_node in (0, 1):
+        kernel = SmallKernel(processes=(cpu_node,))
+        capture = folder / capture_name(pti=False, cpu_node=cpu_node, seed=1)
+        capture.mkdir(parents=True)
+        trace = kernel_trace(kernel, kernel.roots[1], events=EVENTS)
+        write_trace(capture, "fork", trace)
+        write_trace(capture, "quiet", kernel_trace(kernel, kernel.roots[1], events=()))
+        write_table(capture / "tables.parquet", kernel.snapshot("fork"), "tables")
+        (capture / "capture.json").write_text(json.dumps(_meta(kernel, cpu_node)))
+    write_table(folder / "symbols.parquet", kernel.symbols(), "symbols")
+    write_index(folder, "small")
+    return folder
+
+
+def _meta(kernel: SmallKernel, cpu_node: int) -> dict[str, object]:
+    window = {
+        "window": "every page once, twice",
+        "iterations": 2,
+        "records": 0,
+        "instructions": 0,
+        "loads": 0,
+        "stores": 0,
+    }
+    return {
+        "kernel_release": "small",
+        "kernel_package": "none",
+        "command_line": "",
+        "qemu": "none",
+        "seed": 1,
+        "seed_effect": "none",
+        "cpu_node": cpu_node,
+        "pti": False,
+        "levels": kernel.levels,
+        "tick_hz": 250,
+        "memory": [
+            {"node": node, "start_pfn": start, "end_pfn": end}
+            for node, (start, end) in enumerate(kernel.ranges)
+        ],
+        "bases": {name: f"{va + (1 << 64):#x}" for name, va in BASES.items()},
+        "modules": [],
+        "workloads": {"fork": window, "quiet": window},
+    }

@@ -1,0 +1,178 @@
+"""Whole runs on a small kernel: the null tests, what replication moves, and what it costs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from numarep.linux.layout import Region
+from numarep.memory.counts import Access, Counts, Event, Service
+from numarep.price import price
+from numarep.simulate import Outcome, simulate, state_key
+from numarep.spec import RunSpec, SpecError, parse
+from numarep.workload.trace import TraceError
+from tests.datasets import write_small_dataset
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def conf(path: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((CONF / path).read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = write_small_dataset(tmp_path_factory.mktemp("small"))
+    run = {
+        "machine": conf("machine/e5_2690_v3.yaml"),
+        "kernel": {"name": "small", "dataset": str(folder), "pti": False, "layout": "aligned"},
+        "workload": {"name": "fork", "trace": "fork", "iterations": 2},
+        "replication": conf("replication/none.yaml"),
+        "cache_state": "hot",
+        "home_llc": "cold",
+        "cpu_node": 1,
+        "seed": 1,
+    }
+    return parse(RunSpec, run)
+
+
+def series(run: RunSpec, **changes: Any) -> RunSpec:
+    spec = parse(type(run.replication), conf("replication/series.yaml"))
+    return dataclasses.replace(run, replication=dataclasses.replace(spec, **changes))
+
+
+def with_window(run: RunSpec, trace: str) -> RunSpec:
+    return dataclasses.replace(run, workload=dataclasses.replace(run.workload, trace=trace))
+
+
+def cold(run: RunSpec) -> RunSpec:
+    return dataclasses.replace(run, cache_state="cold")
+
+
+def on_node(run: RunSpec, node: int) -> RunSpec:
+    return dataclasses.replace(run, cpu_node=node)
+
+
+def same_counts(ours: Counts, theirs: Counts) -> bool:
+    return np.array_equal(ours.served, theirs.served) and np.array_equal(ours.events, theirs.events)
+
+
+def time_ns(run: RunSpec, outcome: Outcome) -> float:
+    return price(outcome.counts, run.machine, run.cpu_node).time_ns
+
+
+@pytest.mark.parametrize("state", ["hot", "cold"])
+def test_null_a_cpu_on_the_master_node_gains_nothing(baseline: RunSpec, state: str) -> None:
+    run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
+    ours = simulate(series(run, costs="waived"))
+    assert same_counts(ours.counts, simulate(run).counts)
+
+
+@pytest.mark.parametrize("state", ["hot", "cold"])
+def test_null_equal_latencies_give_no_gain(baseline: RunSpec, state: str) -> None:
+    flat = dataclasses.replace(
+        baseline.machine.latency,
+        dram_ns=((100.0, 100.0), (100.0, 100.0)),
+        remote_llc_ns=((100.0, 100.0), (100.0, 100.0)),
+    )
+    machine = dataclasses.replace(baseline.machine, latency=flat)
+    run = dataclasses.replace(with_window(baseline, "quiet"), machine=machine, cache_state=state)
+    assert time_ns(run, simulate(series(run))) == time_ns(run, simulate(run))
+
+
+def test_null_all_switches_off_is_the_baseline(baseline: RunSpec) -> None:
+    off = series(baseline, tables=False, text=False, rodata=False)
+    assert same_counts(simulate(off).counts, simulate(baseline).counts)
+
+
+def test_null_one_node_gains_nothing_and_pays_nothing(tmp_path: Path, baseline: RunSpec) -> None:
+    del tmp_path
+    run = on_node(baseline, 0)
+    outcome = simulate(series(run))
+    assert outcome.replica_bytes_per_node[0] == 0
+    assert outcome.table_pages_per_node[0] == 0
+
+
+def test_replication_makes_remote_text_and_its_tables_local(baseline: RunSpec) -> None:
+    run = cold(baseline)
+    before, after = simulate(run).counts.served, simulate(series(run)).counts.served
+    for access in (Access.FETCH, Access.FETCH_WALK):
+        remote = (access, slice(None), Region.TEXT, Service.DRAM, 0)
+        local = (access, slice(None), Region.TEXT, Service.DRAM, 1)
+        assert before[remote].sum() > 0
+        assert after[remote].sum() == 0
+        assert after[local].sum() == before[remote].sum() + before[local].sum()
+
+
+def test_replication_moves_no_data(baseline: RunSpec) -> None:
+    run = cold(with_window(baseline, "quiet"))
+    data = (Access.LOAD, 0, Region.DATA)
+    before, after = simulate(run).counts.served[data], simulate(series(run)).counts.served[data]
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_costs_are_charged_where_processes_are_made(baseline: RunSpec, node: int) -> None:
+    run = on_node(baseline, node)
+    free, charged = simulate(series(run, costs="waived")), simulate(series(run))
+    more = charged.counts.events - free.counts.events
+    assert more[Event.INSTRUCTIONS] == 610 + 200 + 125
+    assert time_ns(run, charged) > time_ns(run, free)
+
+
+def test_costs_can_make_replication_lose(baseline: RunSpec) -> None:
+    run = on_node(baseline, 0)
+    assert time_ns(run, simulate(series(run))) > time_ns(run, simulate(run))
+
+
+def test_a_warm_home_llc_serves_what_a_cold_one_leaves_to_memory(baseline: RunSpec) -> None:
+    run = cold(with_window(baseline, "quiet"))
+    warm = dataclasses.replace(run, home_llc="warm")
+    served = simulate(warm).counts.served
+    assert served[Access.FETCH, 0, Region.TEXT, Service.REMOTE_LLC].sum() > 0
+    assert served[Access.FETCH, 0, Region.TEXT, Service.DRAM].sum() == 0
+    assert simulate(run).counts.served[:, :, :, Service.REMOTE_LLC].sum() == 0
+
+
+def test_iterations_tile_the_captured_ones(baseline: RunSpec) -> None:
+    def instructions(iterations: int) -> int:
+        workload = dataclasses.replace(baseline.workload, iterations=iterations)
+        outcome = simulate(dataclasses.replace(baseline, workload=workload))
+        return int(outcome.counts.events[Event.INSTRUCTIONS])
+
+    one, two, seven = instructions(1), instructions(2), instructions(7)
+    assert one < two
+    assert seven == 3 * two + one
+
+
+def test_points_that_differ_in_pricing_only_share_a_state(baseline: RunSpec) -> None:
+    machine = baseline.machine
+    slower = dataclasses.replace(
+        machine,
+        core=dataclasses.replace(machine.core, ghz=3.0, base_ipc=1.0),
+        latency=dataclasses.replace(machine.latency, llc_ns=30.0),
+    )
+    assert state_key(dataclasses.replace(baseline, machine=slower)) == state_key(baseline)
+    wider = dataclasses.replace(machine, core=dataclasses.replace(machine.core, reorder_window=9))
+    assert state_key(dataclasses.replace(baseline, machine=wider)) != state_key(baseline)
+    assert state_key(series(baseline)) != state_key(baseline)
+
+
+def test_what_the_dataset_lacks_is_named(baseline: RunSpec) -> None:
+    with pytest.raises(TraceError, match="no capture 'pti-off_node1_seed7'"):
+        simulate(dataclasses.replace(baseline, seed=7))
+    with pytest.raises(TraceError, match="no trace 'forkk'; did you mean 'fork'"):
+        simulate(with_window(baseline, "forkk"))
+
+
+def test_a_machine_smaller_than_the_capture_is_refused(baseline: RunSpec) -> None:
+    latency = dataclasses.replace(
+        baseline.machine.latency, dram_ns=((100.0,),), remote_llc_ns=((100.0,),)
+    )
+    small = dataclasses.replace(baseline.machine, latency=latency)
+    with pytest.raises(SpecError, match="at least the capture's 2 nodes"):
+        simulate(dataclasses.replace(baseline, machine=small, cpu_node=0))

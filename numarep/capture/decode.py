@@ -31,9 +31,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from numarep.memory.kinds import Kind
 from numarep.units import MAX_LEVELS
 from numarep.workload.dataset import SYMBOLS, TABLES
-from numarep.workload.trace import ITERATION, Kind, Pages, Records, Trace
+from numarep.workload.trace import ITERATION, Pages, Records, Trace
 
 # The layouts and numbers of plugin/trace.c.
 EVENT = np.dtype(
@@ -85,9 +86,11 @@ WATCHED = (
 
 # Bounds of the image's sections, kept whatever their symbol type.
 _BOUNDS = frozenset(
-    "_text _stext _etext __start_rodata __end_rodata _sdata _edata __init_begin __init_end "
-    "__bss_start __bss_stop __end_of_kernel_reserve _brk_start _end "
-    "__entry_text_start __entry_text_end".split()
+    (
+        *("_text", "_stext", "_etext", "__entry_text_start", "__entry_text_end"),
+        *("__start_rodata", "__end_rodata", "_sdata", "_edata", "__init_begin", "__init_end"),
+        *("__bss_start", "__bss_stop", "__end_of_kernel_reserve", "_brk_start", "_end"),
+    )
 )
 _LINE_SHIFT = 6
 _PAGE_SHIFT = 12
@@ -200,7 +203,7 @@ def _touches(events: NDArray[np.void], run: NDArray[np.int64], is_fetch: bool) -
 
 
 def _rep_numbers(events: NDArray[np.void]) -> NDArray[np.int64]:
-    """Number the REP instruction each event lies in; -1 outside one."""
+    """Tell which REP instruction each event lies in, by its place; -1 outside one."""
     is_fetch = np.isin(events["kind"], (RAW_FETCH, RAW_FETCH_REP))
     owner = np.maximum.accumulate(np.where(is_fetch, np.arange(len(events)), -1))
     in_rep = (owner >= 0) & (events["kind"][owner] == RAW_FETCH_REP)
@@ -235,7 +238,7 @@ def _controls(events: NDArray[np.void], run: NDArray[np.int64]) -> _Touches:
 def _merge(events: NDArray[np.void]) -> tuple[_Touches, NDArray[np.int64]]:
     """Return the window's records in order, and which of them each fetch event fell into."""
     barrier = np.isin(events["kind"], (RAW_CR3, RAW_INVLPG, RAW_FLUSH, RAW_ITERATION))
-    run = np.cumsum(barrier)
+    run = np.cumsum(barrier).astype(np.int64)
     fetches = _touches(events, run, is_fetch=True)
     data = _merge_rep(_touches(events, run, is_fetch=False), _rep_numbers(events))
     fetch_starts = _changes(fetches.run, fetches.row, fetches.line)
@@ -295,8 +298,7 @@ def _marks(
     marks = [(int(record), ITERATION) for record in records]
     va = (rows["vpn"][events["row"]] << _PAGE_SHIFT) | events["offset"]
     entered = (record_of >= 0) & np.isin(va, np.array(list(watched), dtype=np.int64))
-    for place in np.flatnonzero(entered):
-        marks.append((int(record_of[place]), watched[int(va[place])]))
+    marks += [(int(record_of[p]), watched[int(va[p])]) for p in np.flatnonzero(entered)]
     return sorted(marks, key=lambda mark: mark[0])
 
 

@@ -71,7 +71,7 @@ def stalls(counts: Counts, machine: MachineSpec, cpu_node: int) -> NDArray[np.fl
     each_ns = np.empty((len(Access), 1, 1, *walk_ns.shape, 1))
     each_ns[: Access.FETCH_WALK] = access_ns[:, :, np.newaxis]
     each_ns[Access.FETCH_WALK :] = walk_ns[:, :, np.newaxis]
-    stall_ns: NDArray[np.float64] = counts.served * each_ns
+    stall_ns: NDArray[np.float64] = np.multiply(counts.served, each_ns, dtype=np.float64)
     return stall_ns
 
 

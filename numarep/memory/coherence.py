@@ -11,78 +11,74 @@ it, the home node's memory serves it (DRAM).
 - A store hit on a line that isn't exclusive drops the others too and counts an upgrade.
 
 Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coherency Protocol"
-(2009). Assumed: evictions of clean lines are silent; the upper levels are not told apart (a snoop
-cleans or drops L1I, L1D and L2 together).
+(2009). Assumed: evictions of clean lines are silent.
 
->>> from numarep.memory import recency
->>> rows = np.array([[5 << FLAG_BITS | DIRTY, recency.EMPTY]])
->>> bool(_clean(rows, 5)), bool(_clean(rows, 5)), bool(_drop(rows, 5)), bool(_drop(rows, 5))
-(True, False, True, False)
+>>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
+>>> words = np.array([5 << FLAG_BITS | DIRTY, EMPTY])
+>>> none = np.zeros(1, np.int64)
+>>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
+>>> int(_clean(view, 0, cache, 5)), int(_clean(view, 0, cache, 5))
+(1, 0)
+>>> int(_drop(view, 0, cache, 5)), int(_drop(view, 0, cache, 5))
+(1, 0)
 """
-
-import numpy as np
-from numpy.typing import NDArray
 
 from numarep.jit import jit
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import FLAG_BITS, drop, find
-from numarep.memory.view import DIRTY, FORWARD, SHARED, Caches, View, home_of
+from numarep.memory.view import DIRTY, FORWARD, SHARED, Cache, View, home_of, row_of
 
 ABSENT = -1
 
 
 @jit
-def _drop(rows: NDArray[np.int64], line: int) -> bool:
-    """Drop a line from a cache if it's there, in place; tell whether it was."""
-    row = line % rows.shape[0]
-    way = find(rows, row, line)
-    if way >= 0:
-        drop(rows, row, way)
-    return way >= 0
+def _drop(view: View, cpu: int, cache: Cache, line: int) -> int:
+    """Drop a line from a CPU's cache, in place; return 1 if it was there, else 0."""
+    first = row_of(view, cpu, cache, line)
+    way = find(view.words, first, cache.ways, line)
+    if way < 0:
+        return 0
+    drop(view.words, first, cache.ways, way)
+    return 1
 
 
 @jit
-def _clean(rows: NDArray[np.int64], line: int) -> bool:
-    """Clear a line's DIRTY flag if it's there, in place; tell whether it was dirty."""
-    row = line % rows.shape[0]
-    way = find(rows, row, line)
-    if way < 0 or not rows[row, way] & DIRTY:
-        return False
-    rows[row, way] &= ~DIRTY
-    return True
+def _clean(view: View, cpu: int, cache: Cache, line: int) -> int:
+    """Clear a line's DIRTY flag in a CPU's cache, in place; return 1 if it was set, else 0."""
+    first = row_of(view, cpu, cache, line)
+    way = find(view.words, first, cache.ways, line)
+    if way < 0 or not view.words[first + way] & DIRTY:
+        return 0
+    view.words[first + way] &= ~DIRTY
+    return 1
 
 
 @jit
-def is_dirty_above(caches: Caches, cpu: int, line: int) -> bool:
-    """Tell whether L1D or L2 of a CPU holds a dirty copy, clearing it in place."""
-    in_l1d = _clean(caches.l1d[cpu], line)
-    in_l2 = _clean(caches.l2[cpu], line)
-    return in_l1d or in_l2
+def clean_above(view: View, cpu: int, line: int) -> int:
+    """Clear a line's DIRTY flags in L1D and L2 of a CPU, in place; return how many were set."""
+    return _clean(view, cpu, view.l1d, line) + _clean(view, cpu, view.l2, line)
 
 
 @jit
-def drop_above(caches: Caches, cpu: int, line: int) -> int:
+def drop_above(view: View, cpu: int, line: int) -> int:
     """Drop a line from L1I, L1D and L2 of a CPU, in place; return the number of copies."""
-    copies = int(_drop(caches.l1i[cpu], line))
-    copies += int(_drop(caches.l1d[cpu], line))
-    return copies + int(_drop(caches.l2[cpu], line))
+    copies = _drop(view, cpu, view.l1i, line) + _drop(view, cpu, view.l1d, line)
+    return copies + _drop(view, cpu, view.l2, line)
 
 
 @jit
-def _downgrade(view: View, other: int, row: int, way: int, line: int) -> None:
+def _downgrade(view: View, other: int, word: int, line: int) -> None:
     """Leave another socket's copy clean and SHARED, writing dirty data back; in place."""
-    llc = view.caches.llc[other]
-    dirty_above = is_dirty_above(view.caches, other, line)
-    if dirty_above or llc[row, way] & DIRTY:
+    if clean_above(view, other, line) or view.words[word] & DIRTY:
         view.events[Event.WRITEBACKS] += 1
-    llc[row, way] = line << FLAG_BITS | SHARED
+    view.words[word] = line << FLAG_BITS | SHARED
 
 
 @jit
-def _take(view: View, other: int, row: int, way: int, line: int) -> None:
+def _take(view: View, other: int, first: int, way: int, line: int) -> None:
     """Drop another socket's copy and all above it, in place."""
-    drop(view.caches.llc[other], row, way)
-    drop_above(view.caches, other, line)
+    drop(view.words, first, view.llc.ways, way)
+    drop_above(view, other, line)
     view.events[Event.REMOTE_INVALIDATIONS] += 1
 
 
@@ -99,38 +95,37 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     state : int
         Flags the requesting LLC fills the line with: 0 (exclusive) or FORWARD.
     """
-    row = line % view.llc.shape[0]
     forwarder = ABSENT
-    is_shared = False
+    state = 0
     for other in range(len(view.cpu_node)):
         if other == view.cpu:
             continue
-        llc = view.caches.llc[other]
-        way = find(llc, row, line)
+        first = row_of(view, other, view.llc, line)
+        way = find(view.words, first, view.llc.ways, line)
         if way < 0:
             continue
-        if not llc[row, way] & SHARED:
+        if not view.words[first + way] & SHARED:
             forwarder = other
         if write:
-            _take(view, other, row, way, line)
+            _take(view, other, first, way, line)
         else:
-            is_shared = True
-            _downgrade(view, other, row, way, line)
-    state = FORWARD if is_shared else 0
+            state = FORWARD
+            _downgrade(view, other, first + way, line)
     if forwarder == ABSENT:
         return Service.DRAM.value, home_of(line, view.node_end_pfn), state
-    return Service.REMOTE_LLC.value, int(view.cpu_node[forwarder]), state
+    return Service.REMOTE_LLC.value, view.cpu_node[forwarder], state
 
 
 @jit
-def own(view: View, row: int, way: int, line: int) -> None:
-    """Make the line at `way` of the own LLC exclusive before a store, in place."""
-    if not view.llc[row, way] & (SHARED | FORWARD):
+def own(view: View, word: int, line: int) -> None:
+    """Make the own LLC's entry at `word` exclusive before a store, in place."""
+    if not view.words[word] & (SHARED | FORWARD):
         return
-    view.llc[row, way] = line << FLAG_BITS
+    view.words[word] = line << FLAG_BITS
     view.events[Event.UPGRADES] += 1
     for other in range(len(view.cpu_node)):
         if other != view.cpu:
-            theirs = find(view.caches.llc[other], row, line)
-            if theirs >= 0:
-                _take(view, other, row, theirs, line)
+            first = row_of(view, other, view.llc, line)
+            way = find(view.words, first, view.llc.ways, line)
+            if way >= 0:
+                _take(view, other, first, way, line)

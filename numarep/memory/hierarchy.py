@@ -13,33 +13,37 @@ Source: SDM vol. 3A 11.1 and the Optimization Reference Manual, Haswell cache hi
 Assumed: an L1D victim whose line L2 has lost is not allocated in L2 again. Left out: L1I and L1D
 of one core are not kept coherent (self-modifying code), prefetchers, uncached memory.
 
->>> rows = np.array([[5 << FLAG_BITS, 7 << FLAG_BITS]])
->>> bool(mark_dirty(rows, 7)), bool(mark_dirty(rows, 6)), (rows[0] & DIRTY).tolist()
+>>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
+>>> words, none = np.array([5 << FLAG_BITS, 7 << FLAG_BITS]), np.zeros(1, np.int64)
+>>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
+>>> bool(mark_dirty(view, cache, 7)), bool(mark_dirty(view, cache, 6)), (words & DIRTY).tolist()
 (True, False, [0, 1])
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.coherence import drop_above, is_dirty_above, own, request
+from numarep.memory.coherence import clean_above, drop_above, own, request
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, find, push, touch
-from numarep.memory.view import DIRTY, View
+from numarep.memory.view import DIRTY, Cache, View, row_of
+
+__all__ = ["access", "mark_dirty", "np"]
 
 
 @jit
-def mark_dirty(rows: NDArray[np.int64], line: int) -> bool:
-    """Flag a line dirty if the cache holds it, in place; tell whether it does."""
-    row = line % rows.shape[0]
-    way = find(rows, row, line)
-    if way >= 0:
-        rows[row, way] |= DIRTY
-    return way >= 0
+def mark_dirty(view: View, cache: Cache, line: int) -> bool:
+    """Flag a line dirty if the own cache holds it, in place; tell whether it does."""
+    first = row_of(view, view.cpu, cache, line)
+    way = find(view.words, first, cache.ways, line)
+    if way < 0:
+        return False
+    view.words[first + way] |= DIRTY
+    return True
 
 
 @jit
-def access(view: View, l1: NDArray[np.int64], line: int, write: bool) -> tuple[int, int]:
+def access(view: View, l1: Cache, line: int, write: bool) -> tuple[int, int]:
     """Read or write a line through `l1` (L1I or L1D); caches and events are modified in place.
 
     Returns
@@ -47,69 +51,70 @@ def access(view: View, l1: NDArray[np.int64], line: int, write: bool) -> tuple[i
     service, node : int
         Which level served it, and on which node.
     """
-    row = line % l1.shape[0]
-    way = find(l1, row, line)
-    if way >= 0:
-        if way > 0:
-            touch(l1, row, way)
-        if write and not l1[row, 0] & DIRTY:
-            _own_hit(view, line)
-            l1[row, 0] |= DIRTY
-        return Service.L1.value, view.node
-    return _fill_l1(view, l1, line, write)
+    first = row_of(view, view.cpu, l1, line)
+    way = find(view.words, first, l1.ways, line)
+    if way < 0:
+        return _fill_l1(view, l1, line, write)
+    if way > 0:
+        touch(view.words, first, way)
+    if write and not view.words[first] & DIRTY:
+        _own_hit(view, line)
+        view.words[first] |= DIRTY
+    return Service.L1.value, view.node
 
 
 @jit
 def _own_hit(view: View, line: int) -> None:
     """Make a line that L1D or L2 holds exclusive to this socket, in place."""
     if len(view.cpu_node) > 1:
-        row = line % view.llc.shape[0]
-        own(view, row, find(view.llc, row, line), line)
+        first = row_of(view, view.cpu, view.llc, line)
+        own(view, first + find(view.words, first, view.llc.ways, line), line)
 
 
 @jit
-def _fill_l1(view: View, l1: NDArray[np.int64], line: int, write: bool) -> tuple[int, int]:
+def _fill_l1(view: View, l1: Cache, line: int, write: bool) -> tuple[int, int]:
     """Serve an L1 miss and fill L1."""
     service, node = _access_l2(view, line, write)
-    victim = push(l1, line % l1.shape[0], line << FLAG_BITS | int(write))
+    first = row_of(view, view.cpu, l1, line)
+    victim = push(view.words, first, l1.ways, line << FLAG_BITS | (DIRTY if write else 0))
     if victim != EMPTY and victim & DIRTY:
         evicted = victim >> FLAG_BITS
-        if not mark_dirty(view.l2, evicted):
-            mark_dirty(view.llc, evicted)
+        if not mark_dirty(view, view.l2, evicted):
+            mark_dirty(view, view.llc, evicted)
     return service, node
 
 
 @jit
 def _access_l2(view: View, line: int, write: bool) -> tuple[int, int]:
     """Look up L2 for L1, filling it on a miss."""
-    row = line % view.l2.shape[0]
-    way = find(view.l2, row, line)
+    first = row_of(view, view.cpu, view.l2, line)
+    way = find(view.words, first, view.l2.ways, line)
     if way >= 0:
-        touch(view.l2, row, way)
+        touch(view.words, first, way)
         if write:
             _own_hit(view, line)
         return Service.L2.value, view.node
     service, node = _access_llc(view, line, write)
-    victim = push(view.l2, row, line << FLAG_BITS)
+    victim = push(view.words, first, view.l2.ways, line << FLAG_BITS)
     if victim != EMPTY:
         view.events[Event.L2_EVICTIONS] += 1
         if victim & DIRTY:
-            mark_dirty(view.llc, victim >> FLAG_BITS)
+            mark_dirty(view, view.llc, victim >> FLAG_BITS)
     return service, node
 
 
 @jit
 def _access_llc(view: View, line: int, write: bool) -> tuple[int, int]:
     """Look up the LLC for L2, filling it on a miss."""
-    row = line % view.llc.shape[0]
-    way = find(view.llc, row, line)
+    first = row_of(view, view.cpu, view.llc, line)
+    way = find(view.words, first, view.llc.ways, line)
     if way >= 0:
-        touch(view.llc, row, way)
+        touch(view.words, first, way)
         if write:
-            own(view, row, 0, line)
+            own(view, first, line)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
-    victim = push(view.llc, row, line << FLAG_BITS | state)
+    victim = push(view.words, first, view.llc.ways, line << FLAG_BITS | state)
     if victim != EMPTY:
         _evict(view, victim)
     return service, node
@@ -119,8 +124,7 @@ def _access_llc(view: View, line: int, write: bool) -> tuple[int, int]:
 def _evict(view: View, victim: int) -> None:
     """Drop an evicted LLC entry from the levels above, writing dirty data back; in place."""
     line = victim >> FLAG_BITS
-    dirty_above = is_dirty_above(view.caches, view.cpu, line)
-    if dirty_above or victim & DIRTY:
+    if clean_above(view, view.cpu, line) or victim & DIRTY:
         view.events[Event.WRITEBACKS] += 1
     view.events[Event.LLC_EVICTIONS] += 1
-    view.events[Event.BACK_INVALIDATIONS] += drop_above(view.caches, view.cpu, line)
+    view.events[Event.BACK_INVALIDATIONS] += drop_above(view, view.cpu, line)

@@ -44,7 +44,7 @@ from numarep.memory.tlb import (
 )
 from numarep.memory.view import View
 from numarep.memory.walk import Pscs, clear_pscs, walk
-from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PUD
+from numarep.units import LINES_PER_PAGE, PUD
 
 NO_PAGE = -1
 
@@ -91,24 +91,28 @@ def _accesses(repeats: int) -> int:
 
 @jit
 def _is_cached(
-    tlbs: Tlbs, translations: Translations, page: int, is_fetch: bool, events: NDArray[np.int64]
+    view: View, tlbs: Tlbs, translations: Translations, page: int, is_fetch: bool
 ) -> bool:
-    """Look a translation up in the TLBs, filling the first level from the STLB; in place."""
+    """Look a translation up in the TLBs and fill those that miss, in place."""
+    words, events, base = view.words, view.events, view.cpu * view.stride
     vpn, leaf, root = translations.vpn[page], translations.leaf[page], translations.root[page]
     owner = GLOBAL if translations.is_global[page] else root
-    hit = lookup_fetch(tlbs, vpn, leaf, root) if is_fetch else lookup_data(tlbs, vpn, leaf, root)
+    if is_fetch:
+        hit = lookup_fetch(words, base, tlbs, vpn, leaf, root)
+    else:
+        hit = lookup_data(words, base, tlbs, vpn, leaf, root)
     if hit:
         return True
     events[Event.ITLB_MISSES if is_fetch else Event.DTLB_MISSES] += 1
-    in_stlb = leaf < PUD and lookup(tlbs.stlb, page_number(vpn, leaf), leaf, root)
+    in_stlb = leaf < PUD and lookup(words, base, tlbs.stlb, page_number(vpn, leaf), leaf, root)
     if in_stlb:
         events[Event.STLB_FETCH_HITS if is_fetch else Event.STLB_DATA_HITS] += 1
     elif leaf < PUD:
-        fill(tlbs.stlb, page_number(vpn, leaf), leaf, owner)
+        fill(words, base, tlbs.stlb, page_number(vpn, leaf), leaf, owner)
     if is_fetch:
-        fill_fetch(tlbs, vpn, leaf, owner)
+        fill_fetch(words, base, tlbs, vpn, leaf, owner)
     else:
-        fill_data(tlbs, vpn, leaf, owner)
+        fill_data(words, base, tlbs, vpn, leaf, owner)
     return in_stlb
 
 
@@ -123,7 +127,7 @@ def _translate(
     steps: NDArray[np.int64],
 ) -> int:
     """Translate by TLB, STLB or walk, in place; return the number of entries the walk read."""
-    if _is_cached(tlbs, translations, page, is_fetch, view.events):
+    if _is_cached(view, tlbs, translations, page, is_fetch):
         return 0
     view.events[Event.FETCH_WALKS if is_fetch else Event.DATA_WALKS] += 1
     return walk(
@@ -138,18 +142,19 @@ def _translate(
 
 
 @jit
-def _serialise(kind: int, vpn: int, tlbs: Tlbs, pscs: Pscs, events: NDArray[np.int64]) -> None:
+def _serialise(view: View, tlbs: Tlbs, pscs: Pscs, kind: int, vpn: int) -> None:
     """Do what a CR3, INVLPG or FLUSH record does to TLBs and PSCs, in place."""
-    clear_pscs(pscs)
+    words, events, base = view.words, view.events, view.cpu * view.stride
+    clear_pscs(words, base, pscs)
     if kind == Kind.CR3:
         events[Event.CR3_WRITES] += 1
-        switch_root(tlbs)
+        switch_root(words, base, tlbs)
     elif kind == Kind.INVLPG:
         events[Event.INVLPGS] += 1
-        invalidate_page(tlbs, vpn)
+        invalidate_page(words, base, tlbs, vpn)
     else:
         events[Event.TLB_FLUSHES] += 1
-        clear_all(tlbs)
+        clear_all(words, base, tlbs)
 
 
 @jit
@@ -187,12 +192,15 @@ def run_records(
     translations: Translations,
     start: int,
     stop: int,
+    steps: NDArray[np.int64],
     counts: Counts,
 ) -> None:
-    """Process records [start, stop) of one CPU; all state and counts are modified in place."""
+    """Process records [start, stop) of one CPU; all state and counts are modified in place.
+
+    `steps` is scratch, int64[5, 3] (see `walk`): compiled code allocates nothing.
+    """
     kinds, pages, lines, repeats = stream
     served, events = counts
-    steps = np.empty((MAX_LEVELS, 3), np.int64)
     left = window_left[view.cpu]
     fetch_page = NO_PAGE
     data_page = NO_PAGE
@@ -202,7 +210,7 @@ def run_records(
         kind = int(kinds[record])
         page = int(pages[record])
         if kind > Kind.STORE:
-            _serialise(kind, translations.vpn[page], tlbs, pscs, events)
+            _serialise(view, tlbs, pscs, kind, translations.vpn[page])
             left, fetch_page, data_page = 0, NO_PAGE, NO_PAGE
             continue
         read = 0

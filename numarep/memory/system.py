@@ -44,9 +44,9 @@ from numarep.memory.counts import Counts
 from numarep.memory.loop import Stream, Translations, run_records
 from numarep.memory.recency import EMPTY
 from numarep.memory.tlb import Tlb, Tlbs
-from numarep.memory.view import Caches, View
+from numarep.memory.view import Cache, View
 from numarep.memory.walk import Pscs
-from numarep.spec import CacheSpec, MachineSpec, SpecError, TlbSpec
+from numarep.spec import MachineSpec, SpecError
 from numarep.units import MAX_LEVELS
 
 __all__ = ["Stream", "System", "Translations", "flush", "new_system", "repeat", "run"]
@@ -57,29 +57,38 @@ class System:
     """All state of the modelled CPUs and their sockets.
 
     cpu_node : int64[cpus], node of each CPU; node_end_pfn : int64[nodes].
-    buffer : int64[words], everything below but `window_left`, for comparing and copying.
+    words : int64[cpus * stride], all mutable state but `window_left`; see `view`.
     window_left : int64[cpus], see `interval`.
     """
 
     machine: MachineSpec
     cpu_node: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
-    buffer: NDArray[np.int64]
-    caches: Caches
+    words: NDArray[np.int64]
+    window_left: NDArray[np.int64]
+    stride: int
+    caches: tuple[Cache, ...]  # L1I, L1D, L2, LLC
     tlbs: Tlbs
     pscs: Pscs
-    window_left: NDArray[np.int64]
 
 
-def _geometries(machine: MachineSpec) -> list[CacheSpec | TlbSpec]:
-    """List every set-associative structure of a CPU and its socket; the TLBs' arrays are pairs."""
-    tlbs, psc = machine.tlbs, machine.psc
-    single: list[CacheSpec | TlbSpec] = [machine.l1i, machine.l1d, machine.l2, machine.llc]
-    paired = (
-        *(tlbs.itlb_4k, tlbs.itlb_2m, tlbs.dtlb_4k, tlbs.dtlb_2m, tlbs.dtlb_1g, tlbs.stlb),
+def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
+    """Place every structure of a CPU and its socket in a block; return caches, TLBs, words."""
+    end = 0
+    caches = []
+    for cache in (machine.l1i, machine.l1d, machine.l2, machine.llc):
+        mask = cache.sets - 1 if cache.sets & (cache.sets - 1) == 0 else -1
+        caches.append(Cache(end, cache.sets, cache.ways, mask))
+        end += cache.sets * cache.ways
+    tlbs = []
+    spec, psc = machine.tlbs, machine.psc
+    for tlb in (
+        *(spec.itlb_4k, spec.itlb_2m, spec.dtlb_4k, spec.dtlb_2m, spec.dtlb_1g, spec.stlb),
         *(psc.pgd, psc.pud, psc.pmd),
-    )
-    return [*single, *(spec for pair in paired for spec in (pair, pair))]
+    ):
+        tlbs.append(Tlb(end, tlb.sets, tlb.ways, tlb.entries))
+        end += 2 * tlb.entries
+    return tuple(caches), tlbs, end
 
 
 def new_system(
@@ -107,27 +116,23 @@ def new_system(
         raise SpecError(f"cpu_nodes: expected at most one modelled CPU a node, got {cpu_nodes}")
     if ends.shape != (machine.nodes,) or (np.diff(ends) < 0).any():
         raise SpecError(f"node_end_pfn: expected {machine.nodes} rising ends, got {ends.tolist()}")
-    shapes = [(len(cpu_nodes), spec.sets, spec.ways) for spec in _geometries(machine)]
-    sizes = [cpus * sets * ways for cpus, sets, ways in shapes]
-    buffer = np.full(sum(sizes), EMPTY, np.int64)
-    parts = np.split(buffer, np.cumsum(sizes)[:-1])
-    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    pairs = [Tlb(*arrays[first : first + 2]) for first in range(4, len(arrays), 2)]
+    caches, tlbs, stride = _layout(machine)
     return System(
         machine=machine,
         cpu_node=np.array(cpu_nodes, np.int64),
         node_end_pfn=ends,
-        buffer=buffer,
-        caches=Caches(*arrays[:4]),
-        tlbs=Tlbs(*pairs[:6]),
-        pscs=Pscs(*pairs[6:]),
+        words=np.full(len(cpu_nodes) * stride, EMPTY, np.int64),
         window_left=np.zeros(len(cpu_nodes), np.int64),
+        stride=stride,
+        caches=caches,
+        tlbs=Tlbs(*tlbs[:6]),
+        pscs=Pscs(*tlbs[6:]),
     )
 
 
 def flush(system: System) -> None:
     """Empty every cache, TLB and PSC of all sockets and close all windows, in place."""
-    system.buffer.fill(EMPTY)
+    system.words.fill(EMPTY)
     system.window_left.fill(0)
 
 
@@ -178,29 +183,31 @@ def _run(
     counts: Counts,
 ) -> None:
     """Run frozen arrays."""
-    caches = system.caches
+    l1i, l1d, l2, llc = system.caches
     view = View(
-        cpu=cpu,
-        node=int(system.cpu_node[cpu]),
-        l1i=caches.l1i[cpu],
-        l1d=caches.l1d[cpu],
-        l2=caches.l2[cpu],
-        llc=caches.llc[cpu],
-        caches=caches,
+        words=system.words,
+        events=counts.events,
         cpu_node=system.cpu_node,
         node_end_pfn=system.node_end_pfn,
-        events=counts.events,
+        stride=system.stride,
+        cpu=cpu,
+        node=int(system.cpu_node[cpu]),
+        l1i=l1i,
+        l1d=l1d,
+        l2=l2,
+        llc=llc,
     )
     run_records(
         view,
-        Tlbs(*(Tlb(tlb.tag[cpu], tlb.root[cpu]) for tlb in system.tlbs)),
-        Pscs(*(Tlb(psc.tag[cpu], psc.root[cpu]) for psc in system.pscs)),
+        system.tlbs,
+        system.pscs,
         system.window_left,
         system.machine.core.reorder_window,
         stream,
         translations,
         start,
         stop,
+        np.empty((MAX_LEVELS, 3), np.int64),
         counts,
     )
 
@@ -245,7 +252,7 @@ def repeat(
     A pass is a deterministic function of the system's state and the stream: the state before it
     determines its counts and the state after it. So once a pass ends in the state it began in,
     every further pass would do the same again, and its counts are added, multiplied, instead.
-    That is exact because the state compared is all there is (`System.buffer` and `window_left`;
+    That is exact because the state compared is all there is (`System.words` and `window_left`;
     the loop keeps nothing else between calls). Only then do two passes count alike for sure, but
     equal counts are necessary, and cheaper to compare, so they are compared first.
 
@@ -258,17 +265,17 @@ def repeat(
     """
     frozen_stream = _frozen_stream(stream)
     frozen = _frozen_translations(system, translations, counts)
-    before = np.empty_like(system.buffer)
+    before = np.empty_like(system.words)
     one = Counts(*(np.zeros_like(array) for array in counts))
     for done in range(1, times + 1):
-        np.copyto(before, system.buffer)
+        np.copyto(before, system.words)
         window_before = system.window_left.copy()
         for array in one:
             array.fill(0)
         _run(system, cpu, frozen_stream, frozen, 0, len(stream.kind), one)
         _add(counts, one, 1)
         if np.array_equal(window_before, system.window_left) and np.array_equal(
-            before, system.buffer
+            before, system.words
         ):
             _add(counts, one, times - done)
             return done

@@ -11,9 +11,12 @@ splinters and global entries too).
 Left out: the frame is not part of an entry, so a stale entry still leads to the stream's frame;
 PCIDs: every CR3 write flushes what is not global.
 
->>> tlb = Tlb(np.full((1, 2), EMPTY), np.full((1, 2), EMPTY))
->>> fill(tlb, 7, 1, GLOBAL), lookup(tlb, 7, 1, 42), lookup(tlb, 7, 2, 42)
-(None, True, False)
+>>> words = np.full(4, EMPTY)
+>>> tlb = Tlb(offset=0, sets=1, ways=2, roots=2)
+>>> fill(words, 0, tlb, 7, 1, GLOBAL), lookup(words, 0, tlb, 7, 1, 42)
+(None, True)
+>>> lookup(words, 0, tlb, 7, 2, 42)
+False
 """
 
 from typing import NamedTuple
@@ -31,14 +34,16 @@ VPN_MASK = (1 << 45) - 1  # of a 57-bit va
 
 
 class Tlb(NamedTuple):
-    """One TLB or PSC.
+    """One TLB's or PSC's place in every CPU's block (see `view`).
 
-    tag : int64[sets, ways]; page number << 2 | leaf, EMPTY if none.
-    root : int64[sets, ways]; pfn of the top table, GLOBAL, or EMPTY with the tag.
+    A tag (page number << 2 | leaf, or EMPTY) has its root (pfn of the top table, GLOBAL, or EMPTY
+    with the tag) `roots` words further on.
     """
 
-    tag: NDArray[np.int64]
-    root: NDArray[np.int64]
+    offset: int
+    sets: int
+    ways: int
+    roots: int
 
 
 @jit
@@ -48,97 +53,105 @@ def page_number(vpn: int, leaf: int) -> int:
 
 
 @jit
-def lookup(tlb: Tlb, number: int, leaf: int, root: int) -> bool:
-    """Tell whether a page is cached under `root`; a hit moves to the front, in place."""
-    row = number % tlb.tag.shape[0]
+def lookup(
+    words: NDArray[np.int64], base: int, tlb: Tlb, number: int, leaf: int, root: int
+) -> bool:
+    """Tell whether a page is cached under `root`; a hit moves to the front, in place.
+
+    `base` is the first word of the CPU's block, here and below.
+    """
+    first = base + tlb.offset + number % tlb.sets * tlb.ways
     tag = number << LEAF_BITS | leaf
-    for way in range(tlb.tag.shape[1]):
-        if tlb.tag[row, way] == tag:
-            owner = tlb.root[row, way]
+    for word in range(first, first + tlb.ways):
+        if words[word] == tag:
+            owner = words[word + tlb.roots]
             if owner in (root, GLOBAL):
-                _insert(tlb, row, way, tag, owner)
+                _insert(words, first, word, tlb.roots, tag, owner)
                 return True
     return False
 
 
 @jit
-def fill(tlb: Tlb, number: int, leaf: int, root: int) -> None:
+def fill(words: NDArray[np.int64], base: int, tlb: Tlb, number: int, leaf: int, root: int) -> None:
     """Cache a page as most recently used under `root` (or GLOBAL), in place."""
-    row = number % tlb.tag.shape[0]
-    _insert(tlb, row, tlb.tag.shape[1] - 1, number << LEAF_BITS | leaf, root)
+    first = base + tlb.offset + number % tlb.sets * tlb.ways
+    _insert(words, first, first + tlb.ways - 1, tlb.roots, number << LEAF_BITS | leaf, root)
 
 
 @jit
-def _insert(tlb: Tlb, row: int, way: int, tag: int, root: int) -> None:
-    """Overwrite the entry at `way` and move it to the front."""
-    for later in range(way, 0, -1):
-        tlb.tag[row, later] = tlb.tag[row, later - 1]
-        tlb.root[row, later] = tlb.root[row, later - 1]
-    tlb.tag[row, 0] = tag
-    tlb.root[row, 0] = root
+def _insert(
+    words: NDArray[np.int64], first: int, word: int, roots: int, tag: int, root: int
+) -> None:
+    """Overwrite the entry at `word` and move it to the front of its row."""
+    for later in range(word, first, -1):
+        words[later] = words[later - 1]
+        words[later + roots] = words[later + roots - 1]
+    words[first] = tag
+    words[first + roots] = root
 
 
 @jit
-def _keep(tlb: Tlb, row: int, kept: int, way: int) -> int:
-    """Slide the entry at `way` to place `kept` of a row being compacted; return the next."""
-    tlb.tag[row, kept] = tlb.tag[row, way]
-    tlb.root[row, kept] = tlb.root[row, way]
+def _keep(words: NDArray[np.int64], tlb: Tlb, kept: int, word: int) -> int:
+    """Slide the entry at `word` to `kept` in a row being compacted; return the next place."""
+    words[kept] = words[word]
+    words[kept + tlb.roots] = words[word + tlb.roots]
     return kept + 1
 
 
 @jit
-def _blank(tlb: Tlb, row: int, kept: int) -> None:
-    """Empty a row from place `kept` on."""
-    for way in range(kept, tlb.tag.shape[1]):
-        tlb.tag[row, way] = EMPTY
-        tlb.root[row, way] = EMPTY
+def _blank(words: NDArray[np.int64], tlb: Tlb, kept: int, end: int) -> None:
+    """Empty the rest of a row."""
+    for word in range(kept, end):
+        words[word] = EMPTY
+        words[word + tlb.roots] = EMPTY
 
 
 @jit
-def drop_page(tlb: Tlb, vpn: int, leaf: int) -> None:
+def drop_page(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int, leaf: int) -> None:
     """Drop every entry, under any root, of the page of the leaf's size around `vpn`; in place."""
     number = page_number(vpn, leaf)
-    row = number % tlb.tag.shape[0]
-    tag = number << LEAF_BITS | leaf
-    kept = 0
-    for way in range(tlb.tag.shape[1]):
-        if tlb.tag[row, way] != tag:
-            kept = _keep(tlb, row, kept, way)
-    _blank(tlb, row, kept)
+    first = base + tlb.offset + number % tlb.sets * tlb.ways
+    kept = first
+    for word in range(first, first + tlb.ways):
+        if words[word] != number << LEAF_BITS | leaf:
+            kept = _keep(words, tlb, kept, word)
+    _blank(words, tlb, kept, first + tlb.ways)
 
 
 @jit
-def drop_splinters(tlb: Tlb, vpn: int) -> None:
+def drop_splinters(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int) -> None:
     """Drop every 2M splinter of the 1G page around `vpn`, under any root; in place."""
     number = page_number(vpn, PUD)
-    for row in range(tlb.tag.shape[0]):
-        kept = 0
-        for way in range(tlb.tag.shape[1]):
-            tag = tlb.tag[row, way]
-            is_splinter = tag & PUD == PUD and tag >> (LEAF_BITS + TABLE_SHIFT) == number
-            if tag == EMPTY or not is_splinter:
-                kept = _keep(tlb, row, kept, way)
-        _blank(tlb, row, kept)
+    for row in range(tlb.sets):
+        first = base + tlb.offset + row * tlb.ways
+        kept = first
+        for word in range(first, first + tlb.ways):
+            is_splinter = words[word] & PUD == PUD
+            if not is_splinter or words[word] >> (LEAF_BITS + TABLE_SHIFT) != number:
+                kept = _keep(words, tlb, kept, word)
+        _blank(words, tlb, kept, first + tlb.ways)
 
 
 @jit
-def drop_local(tlb: Tlb) -> None:
+def drop_local(words: NDArray[np.int64], base: int, tlb: Tlb) -> None:
     """Drop everything but global entries, in place."""
-    for row in range(tlb.tag.shape[0]):
-        kept = 0
-        for way in range(tlb.tag.shape[1]):
-            if tlb.tag[row, way] == EMPTY:
+    for row in range(tlb.sets):
+        first = base + tlb.offset + row * tlb.ways
+        kept = first
+        for word in range(first, first + tlb.ways):
+            if words[word] == EMPTY:
                 break
-            if tlb.root[row, way] == GLOBAL:
-                kept = _keep(tlb, row, kept, way)
-        _blank(tlb, row, kept)
+            if words[word + tlb.roots] == GLOBAL:
+                kept = _keep(words, tlb, kept, word)
+        _blank(words, tlb, kept, first + tlb.ways)
 
 
 @jit
-def clear(tlb: Tlb) -> None:
+def clear(words: NDArray[np.int64], base: int, tlb: Tlb) -> None:
     """Drop everything, in place."""
-    tlb.tag[:] = EMPTY
-    tlb.root[:] = EMPTY
+    for word in range(base + tlb.offset, base + tlb.offset + tlb.sets * tlb.ways):
+        words[word] = EMPTY
+        words[word + tlb.roots] = EMPTY
 
 
 class Tlbs(NamedTuple):
@@ -153,75 +166,83 @@ class Tlbs(NamedTuple):
 
 
 @jit
-def lookup_fetch(tlbs: Tlbs, vpn: int, leaf: int, root: int) -> bool:
+def lookup_fetch(
+    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
+) -> bool:
     """Look up the ITLB; 1G pages are cached there as 2M splinters, marked as such."""
     if leaf == PTE:
-        return lookup(tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
-    return lookup(tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
+        return lookup(words, base, tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
+    return lookup(words, base, tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
 
 
 @jit
-def fill_fetch(tlbs: Tlbs, vpn: int, leaf: int, root: int) -> None:
+def fill_fetch(
+    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
+) -> None:
     """Fill the ITLB, in place."""
     if leaf == PTE:
-        fill(tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
+        fill(words, base, tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
     else:
-        fill(tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
+        fill(words, base, tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
 
 
 @jit
-def lookup_data(tlbs: Tlbs, vpn: int, leaf: int, root: int) -> bool:
+def lookup_data(
+    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
+) -> bool:
     """Look up the DTLB of the page's size."""
     number = page_number(vpn, leaf)
     if leaf == PTE:
-        return lookup(tlbs.dtlb_4k, number, leaf, root)
+        return lookup(words, base, tlbs.dtlb_4k, number, leaf, root)
     if leaf == PMD:
-        return lookup(tlbs.dtlb_2m, number, leaf, root)
-    return lookup(tlbs.dtlb_1g, number, leaf, root)
+        return lookup(words, base, tlbs.dtlb_2m, number, leaf, root)
+    return lookup(words, base, tlbs.dtlb_1g, number, leaf, root)
 
 
 @jit
-def fill_data(tlbs: Tlbs, vpn: int, leaf: int, root: int) -> None:
+def fill_data(
+    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
+) -> None:
     """Fill the DTLB of the page's size, in place."""
     number = page_number(vpn, leaf)
     if leaf == PTE:
-        fill(tlbs.dtlb_4k, number, leaf, root)
+        fill(words, base, tlbs.dtlb_4k, number, leaf, root)
     elif leaf == PMD:
-        fill(tlbs.dtlb_2m, number, leaf, root)
+        fill(words, base, tlbs.dtlb_2m, number, leaf, root)
     else:
-        fill(tlbs.dtlb_1g, number, leaf, root)
+        fill(words, base, tlbs.dtlb_1g, number, leaf, root)
 
 
 @jit
-def invalidate_page(tlbs: Tlbs, vpn: int) -> None:
+def invalidate_page(words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int) -> None:
     """INVLPG: drop the page around `vpn` at every size, global or not, in place."""
-    drop_page(tlbs.itlb_4k, vpn, PTE)
-    drop_page(tlbs.itlb_2m, vpn, PMD)
-    drop_splinters(tlbs.itlb_2m, vpn)
-    drop_page(tlbs.dtlb_4k, vpn, PTE)
-    drop_page(tlbs.dtlb_2m, vpn, PMD)
-    drop_page(tlbs.dtlb_1g, vpn, PUD)
-    drop_page(tlbs.stlb, vpn, PTE)
-    drop_page(tlbs.stlb, vpn, PMD)
+    drop_page(words, base, tlbs.itlb_4k, vpn, PTE)
+    drop_page(words, base, tlbs.itlb_2m, vpn, PMD)
+    drop_splinters(words, base, tlbs.itlb_2m, vpn)
+    drop_page(words, base, tlbs.dtlb_4k, vpn, PTE)
+    drop_page(words, base, tlbs.dtlb_2m, vpn, PMD)
+    drop_page(words, base, tlbs.dtlb_1g, vpn, PUD)
+    drop_page(words, base, tlbs.stlb, vpn, PTE)
+    drop_page(words, base, tlbs.stlb, vpn, PMD)
 
 
 @jit
-def switch_root(tlbs: Tlbs) -> None:
+def switch_root(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
     """MOV to CR3 without PCID: drop everything but global entries, in place."""
-    drop_local(tlbs.itlb_4k)
-    drop_local(tlbs.itlb_2m)
-    drop_local(tlbs.dtlb_4k)
-    drop_local(tlbs.dtlb_2m)
-    drop_local(tlbs.dtlb_1g)
-    drop_local(tlbs.stlb)
+    drop_local(words, base, tlbs.itlb_4k)
+    drop_local(words, base, tlbs.itlb_2m)
+    drop_local(words, base, tlbs.dtlb_4k)
+    drop_local(words, base, tlbs.dtlb_2m)
+    drop_local(words, base, tlbs.dtlb_1g)
+    drop_local(words, base, tlbs.stlb)
 
 
 @jit
-def clear_all(tlbs: Tlbs) -> None:
+def clear_all(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
     """Drop everything, in place."""
-    clear(tlbs.itlb_4k)
-    clear(tlbs.itlb_2m)
-    clear(tlbs.dtlb_4k)
-    clear(tlbs.dtlb_2m)
-    clear(tlbs.dtlb_1g)
-    clear(tlbs.stlb)
+    clear(words, base, tlbs.itlb_4k)
+    clear(words, base, tlbs.itlb_2m)
+    clear(words, base, tlbs.dtlb_4k)
+    clear(words, base, tlbs.dtlb_2m)
+    clear(words, base, tlbs.dtlb_1g)
+    clear(words, base, tlbs.stlb)

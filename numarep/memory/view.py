@@ -1,17 +1,22 @@
-"""How one CPU sees the caches: its own, bound once, and everybody's, for coherence.
+"""Where everything lies: all CPUs' caches in one array, and how one CPU sees them.
 
-A cache is int64[sets, ways] per CPU (L1I, L1D, L2) or per socket (LLC) in recency order; an entry
-is `line << FLAG_BITS | flags`. A line is pa >> 6 and its row `line % sets` at every level.
+All mutable state of the caches, TLBs and PSCs is one int64 array, `words`: a block of `stride`
+words a modelled CPU, its socket's LLC included, all blocks laid out alike. A `Cache` says where in
+a block its rows begin. One array and a few numbers are all that compiled functions pass around.
 
-Flags: DIRTY at any level but L1I; in the LLC also the socket's right to the line, as in MESIF:
-neither flag = exclusive or modified (only this socket holds it), FORWARD = shared, and this socket
-answers for it, SHARED = shared, another answers or nobody does. A dirty line is always exclusive.
+A line is pa >> 6; its row is `line % sets` at every level; an entry is
+`line << FLAG_BITS | flags`. Flags: DIRTY at any level but L1I; in the LLC also the socket's right
+to the line, as in MESIF: neither flag = exclusive or modified (only this socket holds it),
+FORWARD = shared, and this socket answers for it, SHARED = shared, another answers or nobody does.
+A dirty line is always exclusive.
 
 Assumed: `line % sets` in the LLC, whose slice hash is undisclosed.
 
 >>> ends = np.array([100, 100, 300])  # node 1 has no memory
 >>> [int(home_of(pfn * LINES_PER_PAGE, ends)) for pfn in (99, 100)]
 [0, 2]
+>>> [int(row_number(line, sets, mask)) for line, sets, mask in ((13, 8, 7), (13, 6, -1))]
+[5, 1]
 """
 
 from typing import NamedTuple
@@ -27,36 +32,47 @@ SHARED = 2
 FORWARD = 4
 
 
-class Caches(NamedTuple):
-    """All caches of all modelled CPUs, each int64[cpus, sets, ways].
+class Cache(NamedTuple):
+    """One cache's place in every CPU's block; mask is sets - 1 of a power of two, else -1."""
 
-    This version models one CPU a socket, so a CPU's number is also that of its LLC.
-    """
-
-    l1i: NDArray[np.int64]
-    l1d: NDArray[np.int64]
-    l2: NDArray[np.int64]
-    llc: NDArray[np.int64]
+    offset: int
+    sets: int
+    ways: int
+    mask: int
 
 
 class View(NamedTuple):
     """What an access by one CPU reads and modifies.
 
-    l1i, l1d, l2, llc : int64[sets, ways] of this CPU, slices of `caches`.
+    words : int64[cpus * stride]; events : int64[event], of the counts in use.
     cpu_node : int64[cpus]; node_end_pfn : int64[nodes], see `system.new_system`.
-    events : int64[event] of the counts in use.
+    This version models one CPU a socket, so a CPU's number is also that of its LLC.
     """
 
-    cpu: int
-    node: int
-    l1i: NDArray[np.int64]
-    l1d: NDArray[np.int64]
-    l2: NDArray[np.int64]
-    llc: NDArray[np.int64]
-    caches: Caches
+    words: NDArray[np.int64]
+    events: NDArray[np.int64]
     cpu_node: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
-    events: NDArray[np.int64]
+    stride: int
+    cpu: int
+    node: int
+    l1i: Cache
+    l1d: Cache
+    l2: Cache
+    llc: Cache
+
+
+@jit
+def row_number(number: int, sets: int, mask: int) -> int:
+    """Return `number % sets`, without a division where sets is a power of two."""
+    return number & mask if mask >= 0 else number % sets
+
+
+@jit
+def row_of(view: View, cpu: int, cache: Cache, line: int) -> int:
+    """Return the first word of the row of a CPU's cache where a line belongs."""
+    row = row_number(line, cache.sets, cache.mask)
+    return cpu * view.stride + cache.offset + row * cache.ways
 
 
 @jit

@@ -51,11 +51,11 @@ class Pscs(NamedTuple):
 
 
 @jit
-def clear_pscs(pscs: Pscs) -> None:
+def clear_pscs(words: NDArray[np.int64], base: int, pscs: Pscs) -> None:
     """Drop everything, in place."""
-    clear(pscs.pgd)
-    clear(pscs.pud)
-    clear(pscs.pmd)
+    clear(words, base, pscs.pgd)
+    clear(words, base, pscs.pud)
+    clear(words, base, pscs.pmd)
 
 
 @jit
@@ -66,15 +66,16 @@ def entry_line(table: int, vpn: int, level: int) -> int:
 
 
 @jit
-def _first_level(pscs: Pscs, vpn: int, leaf: int, root: int, events: NDArray[np.int64]) -> int:
+def _first_level(view: View, pscs: Pscs, vpn: int, leaf: int, root: int) -> int:
     """Return the level a walk reads first: below the deepest PSC hit, which is counted."""
-    if leaf < PMD and lookup(pscs.pmd, page_number(vpn, PMD), PMD, root):
+    words, events, base = view.words, view.events, view.cpu * view.stride
+    if leaf < PMD and lookup(words, base, pscs.pmd, page_number(vpn, PMD), PMD, root):
         events[Event.PSC_PMD_HITS] += 1
         return PMD - 1
-    if leaf < PUD and lookup(pscs.pud, page_number(vpn, PUD), PUD, root):
+    if leaf < PUD and lookup(words, base, pscs.pud, page_number(vpn, PUD), PUD, root):
         events[Event.PSC_PUD_HITS] += 1
         return PUD - 1
-    if lookup(pscs.pgd, page_number(vpn, P4D), 0, root):
+    if lookup(words, base, pscs.pgd, page_number(vpn, P4D), 0, root):
         events[Event.PSC_PGD_HITS] += 1
         return P4D - 1
     events[Event.PSC_MISSES] += 1
@@ -82,14 +83,15 @@ def _first_level(pscs: Pscs, vpn: int, leaf: int, root: int, events: NDArray[np.
 
 
 @jit
-def _fill_psc(pscs: Pscs, vpn: int, level: int, root: int) -> None:
+def _fill_psc(view: View, pscs: Pscs, vpn: int, level: int, root: int) -> None:
     """Cache the non-leaf entry a walk read at a level, in place."""
+    words, base = view.words, view.cpu * view.stride
     if level == PMD:
-        fill(pscs.pmd, page_number(vpn, PMD), PMD, root)
+        fill(words, base, pscs.pmd, page_number(vpn, PMD), PMD, root)
     elif level == PUD:
-        fill(pscs.pud, page_number(vpn, PUD), PUD, root)
+        fill(words, base, pscs.pud, page_number(vpn, PUD), PUD, root)
     elif level == P4D:
-        fill(pscs.pgd, page_number(vpn, P4D), 0, root)
+        fill(words, base, pscs.pgd, page_number(vpn, P4D), 0, root)
 
 
 @jit
@@ -117,7 +119,7 @@ def walk(
         Number of entries read.
     """
     read = 0
-    for level in range(_first_level(pscs, vpn, leaf, root, view.events), leaf - 1, -1):
+    for level in range(_first_level(view, pscs, vpn, leaf, root), leaf - 1, -1):
         if table[level - 1] < 0:
             continue
         line = entry_line(table[level - 1], vpn, level)
@@ -127,5 +129,5 @@ def walk(
         steps[read, 2] = node
         read += 1
         if level > leaf:
-            _fill_psc(pscs, vpn, level, root)
+            _fill_psc(view, pscs, vpn, level, root)
     return read

@@ -1,0 +1,155 @@
+"""Speed of the latency core: `python -m tests.benchmarks.core`, one JSON object a line.
+
+Streams: `hostile` jumps 64 bytes or more at every fetch over 2 MiB of Zipf text, with Zipf data
+over 64 MiB and a stream of stores; `moderate` fetches 16-byte blocks and touches data in bursts of
+four words; both as the run-length coded records of a trace. Bundled traces follow, if there are
+any. Where pycachesim is installed, its three cache levels (no TLB, no walks, no second socket) run
+over the same lines, one call a run of equal kinds, in the same process; `ratio` is ours over its.
+"""
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from numarep.memory.counts import new_counts
+from numarep.memory.kinds import Kind
+from numarep.memory.system import Stream, Translations, new_system, run
+from numarep.spec import MachineSpec, parse
+from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
+
+CONF = Path(__file__).parents[2] / "conf"
+TEXT_PAGES, DATA_PAGES = 512, 16384
+ZIPF = 0.9
+
+
+def machine_preset(name: str) -> MachineSpec:
+    preset: Any = OmegaConf.to_container(OmegaConf.load(CONF / "machine" / f"{name}.yaml"))
+    return parse(MachineSpec, preset)
+
+
+def linear_translations(pages: int) -> Translations:
+    """Consecutive 4K pages of one process from va 0, in consecutive frames above their tables."""
+    index = np.arange(pages, dtype=np.int64)
+    tables = -(-pages // TABLE_ENTRIES)
+    table = np.full((pages, MAX_LEVELS), -1, np.int64)
+    table[:, 0] = 3 + index // TABLE_ENTRIES
+    table[:, 1:4] = [2, 1, 0]
+    same = np.zeros(pages, np.int64)
+    return Translations(index, 3 + tables + index, same + 1, same, same, table, same)
+
+
+def zipf_lines(rng: np.random.Generator, lines: int, n: int) -> NDArray[np.int64]:
+    """Lines drawn by Zipf's law, the popular ones scattered over the whole range."""
+    weight = np.arange(1, lines + 1, dtype=float) ** -ZIPF
+    rank = np.searchsorted(np.cumsum(weight), rng.random(n) * weight.sum())
+    scattered: NDArray[np.int64] = rng.permutation(lines)[np.minimum(rank, lines - 1)]
+    return scattered
+
+
+def synthetic(name: str, n: int) -> tuple[Stream, Translations]:
+    """About n records of the `hostile` or `moderate` stream."""
+    rng = np.random.default_rng(1)
+    hostile = name == "hostile"
+    text_lines, data_lines = TEXT_PAGES * LINES_PER_PAGE, DATA_PAGES * LINES_PER_PAGE
+    kind = np.tile(np.array([0, 1, 0, 1, 0, 2], np.uint8), n // 6)
+    n = len(kind)
+    line = zipf_lines(rng, data_lines, n)
+    if hostile:
+        line[kind == Kind.FETCH] = zipf_lines(rng, text_lines, n // 2)
+        line[5::6] = np.arange(n // 6) // 8 % data_lines
+    else:
+        # Blocks of 16 bytes: about four in five fetch records follow on from the last.
+        step = np.where(rng.random(n // 2) < 0.2, zipf_lines(rng, text_lines, n // 2), 1)
+        line[kind == Kind.FETCH] = np.cumsum(step) % text_lines
+    line[kind != Kind.FETCH] += text_lines
+    repeats = np.ones(n, np.int32) if hostile else np.full(n, 4, np.int32)
+    page = (line // LINES_PER_PAGE).astype(np.int32)
+    within = (line % LINES_PER_PAGE).astype(np.uint8)
+    return Stream(kind, page, within, repeats), linear_translations(TEXT_PAGES + DATA_PAGES)
+
+
+def bundled() -> Iterator[tuple[str, Stream, Translations]]:
+    """Yield bundled traces, if this checkout has any."""
+    yield from ()
+
+
+def seconds_of(
+    machine: MachineSpec, stream: Stream, translations: Translations, rounds: int
+) -> float:
+    """Best time of a warm pass over the whole stream."""
+    system = new_system(machine, tuple(range(machine.nodes)), np.arange(1, machine.nodes + 1) << 22)
+    counts = new_counts(machine.nodes, int(translations.region.max()) + 1)
+    run(system, 0, stream, translations, 0, min(1, len(stream.kind)), counts)
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run(system, 0, stream, translations, 0, len(stream.kind), counts)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def pycachesim_seconds(machine: MachineSpec, stream: Stream, translations: Translations) -> float:
+    """Time pycachesim's three levels on the same lines; raises ImportError without it."""
+    cachesim = importlib.import_module("cachesim")
+    levels: dict[str, Any] = {}
+    memory = cachesim.MainMemory()
+    below = None
+    for name, spec in (("L3", machine.llc), ("L2", machine.l2), ("L1", machine.l1d)):
+        below = cachesim.Cache(
+            name, spec.sets, spec.ways, LINE_BYTES, "LRU", store_to=below, load_from=below
+        )
+        levels[name] = below
+    memory.load_to(levels["L3"])
+    memory.store_from(levels["L3"])
+    simulator = cachesim.CacheSimulator(levels["L1"], memory)
+    keep = stream.kind <= Kind.STORE
+    page = stream.page[keep]
+    va = (translations.pfn[page] * LINES_PER_PAGE + stream.line[keep]) * LINE_BYTES
+    repeated = np.repeat(va, np.maximum(stream.repeats[keep], 1)).tolist()
+    start = time.perf_counter()
+    simulator.first_level.loadstore([(va, None) for va in ()]) if False else None
+    simulator.load(repeated, length=1)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--machine", default="e5_2690_v3")
+    arguments = parser.parse_args()
+    machine = machine_preset(arguments.machine)
+    streams = [(name, *synthetic(name, arguments.records)) for name in ("hostile", "moderate")]
+    for name, stream, translations in [*streams, *bundled()]:
+        best = seconds_of(machine, stream, translations, arguments.rounds)
+        records = len(stream.kind)
+        references = int(np.maximum(stream.repeats, 1)[stream.kind <= Kind.STORE].sum())
+        row: dict[str, Any] = {
+            "stream": name,
+            "machine": machine.name,
+            "records": records,
+            "references": references,
+            "seconds": round(best, 4),
+            "million_records_per_s": round(records / best / 1e6, 2),
+            "million_references_per_s": round(references / best / 1e6, 2),
+        }
+        try:
+            theirs = pycachesim_seconds(machine, stream, translations)
+        except ImportError:
+            row["pycachesim"] = None
+        else:
+            row["pycachesim_million_references_per_s"] = round(references / theirs / 1e6, 2)
+            row["ratio"] = round(theirs / best, 2)
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

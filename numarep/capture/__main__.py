@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -37,6 +38,14 @@ from numarep.workload.trace import write_table
 
 TOOLS = "tools.json"
 _NAMES = tuple(window.name for window in WINDOWS)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for bad usage, as everywhere in numarep; --help has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message alone and exit with 2."""
+        self.exit(2, f"numarep.capture: {message}\n")
 
 
 def _list_of(
@@ -63,8 +72,8 @@ def _list_of(
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; argparse exits with 2 and one line on bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m numarep.capture", description=__doc__)
+    """Parse the command line; bad usage ends the program with 2 and one line."""
+    parser = _Parser(prog="python -m numarep.capture", description=__doc__)
     add = parser.add_argument
     add("--out", required=True, type=Path, help="folder to make; its name names the dataset")
     add("--kernel", help=".deb, unpacked folder or PACKAGE[=VERSION] (default: apt's newest 6.1)")

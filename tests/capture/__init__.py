@@ -1,0 +1,1 @@
+"""Tests of the capture: decoding of raw logs, the command, and one real boot."""

@@ -137,18 +137,21 @@ def capture_all(
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with TemporaryDirectory(prefix="numarep-") as scratch, ThreadPoolExecutor(jobs) as pool:
+    try:
+        with TemporaryDirectory(prefix="numarep-") as scratch, ThreadPoolExecutor(jobs) as pool:
 
-        def run(setting: Setting) -> pa.Table:
-            return _capture(setting, tools, partial, Path(scratch), timeout_s)
+            def run(setting: Setting) -> pa.Table:
+                return _capture(setting, tools, partial, Path(scratch), timeout_s)
 
-        tables = list(pool.map(run, settings))
-    if not all(table.equals(tables[0]) for table in tables):
-        raise BootError("the guests' symbols differ: a module moved; capture them apart")
-    write_table(partial / "symbols.parquet", tables[0], "symbols")
-    write_json(partial / TOOLS, _describe_tools(tools))
-    write_index(partial, out.name)
-    partial.rename(out)
+            tables = list(pool.map(run, settings))
+        if not all(table.equals(tables[0]) for table in tables):
+            raise BootError("the guests' symbols differ: a module moved; capture them apart")
+        write_table(partial / "symbols.parquet", tables[0], "symbols")
+        write_json(partial / TOOLS, _describe_tools(tools))
+        write_index(partial, out.name)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _describe_tools(tools: Tools) -> dict[str, object]:

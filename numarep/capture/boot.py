@@ -14,6 +14,7 @@ boots are equal), and PCID, which the emulation lacks: every CR3 write flushes.
 """
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -171,7 +172,13 @@ def _output(command: list[str], folder: Path | None = None) -> str:
     """Run a command and return what it prints, or say which command failed and why."""
     try:
         done = subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S
+            command,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C"},  # apt's words are read
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
         )
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or error.stdout.strip() or "no message").splitlines()[-1]
@@ -250,16 +257,22 @@ def build_tools(kernel: Kernel, cache: Path) -> Tools:
     folder.mkdir(parents=True, exist_ok=True)
     plugin = folder / "trace.so"
     header = _plugin_header(cache)
-    flags = ["-O2", "-Wall", "-Wextra"]
-    source = HERE / "plugin" / "trace.c"
-    include = f"-I{header.parent}"
-    _output(["gcc", *flags, "-shared", "-fPIC", include, "-o", str(plugin), str(source)])
-    init, source = folder / "init", HERE / "guest" / "init.c"
-    _output(["gcc", *flags, "-static", "-no-pie", "-s", "-o", str(init), str(source)])
+    _compile(HERE / "plugin" / "trace.c", plugin, "-shared", "-fPIC", f"-I{header.parent}")
+    init = folder / "init"
+    _compile(HERE / "guest" / "init.c", init, "-static", "-no-pie", "-s")
     initramfs = folder / "initramfs.cpio"
-    initramfs.write_bytes(pack_initramfs(init.read_bytes(), _modules(kernel, "overlay")))
+    partial = initramfs.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(pack_initramfs(init.read_bytes(), _modules(kernel, "overlay")))
+    partial.replace(initramfs)
     digest = hashlib.sha256(initramfs.read_bytes()).hexdigest()
     return Tools(kernel, plugin, initramfs, qemu_version(), digest)
+
+
+def _compile(source: Path, target: Path, *flags: str) -> None:
+    """Compile one C file; the target is replaced whole, for a guest may be running it."""
+    partial = target.with_suffix(f".{os.getpid()}")
+    _output(["gcc", "-O2", "-Wall", "-Wextra", *flags, "-o", str(partial), str(source)])
+    partial.replace(target)
 
 
 def _plugin_header(cache: Path) -> Path:

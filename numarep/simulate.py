@@ -30,13 +30,14 @@ from numarep.linux.layout import Region, aligned, regions
 from numarep.linux.tables import PageTables, tables_from_snapshot
 from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
+from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
 from numarep.replication.cost import ProcessCost
 from numarep.replication.replicas import Replicas, align_tables, kernel_root_of, new_replicas
 from numarep.spec import RunSpec, SpecError, as_mapping
 from numarep.units import PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
-from numarep.workload.trace import Flag, Pages, Trace
+from numarep.workload.trace import Flag, Pages, Trace, select
 
 # Raise when counts or times of the same spec change: results of different models never mix.
 MODEL_VERSION = 1
@@ -144,11 +145,24 @@ def _load(spec: RunSpec) -> _Window:
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
     tables = tables_from_snapshot(captured.snapshot, meta.levels)
-    trace = captured.trace
+    trace = _in_memory(captured.trace, ranges)
     if kernel.layout == "aligned":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
     return _Window(trace, meta, image, tables, ranges)
+
+
+def _in_memory(trace: Trace, ranges: tuple[tuple[int, int], ...]) -> Trace:
+    """Leave out accesses to device memory: uncached, and the same with and without replicas."""
+    is_memory = np.zeros(len(trace.pages.pfn), dtype=np.bool_)
+    for start, end in ranges:
+        is_memory |= (trace.pages.pfn >= start) & (trace.pages.pfn < end)
+    device = (trace.pages.leaf > 0) & ~is_memory
+    if not device.any():
+        return trace
+    pages = dataclasses.replace(trace.pages, pfn=np.where(device, 0, trace.pages.pfn))
+    keep = (trace.records.kind > Kind.STORE) | ~device[trace.records.page]
+    return select(dataclasses.replace(trace, pages=pages), keep)
 
 
 def _bases(meta: CaptureMeta) -> dict[str, int]:

@@ -1,25 +1,25 @@
 """A whole small dataset on disk, of a `SmallKernel`, for tests that need no real capture."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from numarep.workload.dataset import capture_name, write_index, write_trace
-from numarep.workload.trace import write_table
+from numarep.workload.trace import Trace, write_table
 from tests.kernels import BASES, SmallKernel
 from tests.traces import kernel_trace
 
 EVENTS = ((3, "pgd_alloc"), (9, "pgd_free"), (6, "__pud_alloc"))
 
 
-def write_small_dataset(folder: Path) -> Path:
-    """Write captures of one window, `fork`, on both nodes with one seed; return the folder."""
+def write_small_dataset(folder: Path, change: Callable[[Trace], Trace] = lambda t: t) -> Path:
+    """Write captures of two windows, `fork` and `quiet`, on both nodes; return the folder."""
     for cpu_node in (0, 1):
         kernel = SmallKernel(processes=(cpu_node,))
         capture = folder / capture_name(pti=False, cpu_node=cpu_node, seed=1)
         capture.mkdir(parents=True)
-        trace = kernel_trace(kernel, kernel.roots[1], events=EVENTS)
-        write_trace(capture, "fork", trace)
-        write_trace(capture, "quiet", kernel_trace(kernel, kernel.roots[1], events=()))
+        for name, events in (("fork", EVENTS), ("quiet", ())):
+            write_trace(capture, name, change(kernel_trace(kernel, kernel.roots[1], events=events)))
         write_table(capture / "tables.parquet", kernel.snapshot("fork"), "tables")
         (capture / "capture.json").write_text(json.dumps(_meta(kernel, cpu_node)))
     write_table(folder / "symbols.parquet", kernel.symbols(), "symbols")

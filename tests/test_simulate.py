@@ -13,7 +13,7 @@ from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.price import price
 from numarep.simulate import Outcome, simulate, state_key
 from numarep.spec import RunSpec, SpecError, parse
-from numarep.workload.trace import TraceError
+from numarep.workload.trace import Trace, TraceError
 from tests.datasets import write_small_dataset
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -147,6 +147,21 @@ def test_iterations_tile_the_captured_ones(baseline: RunSpec) -> None:
     one, two, seven = instructions(1), instructions(2), instructions(7)
     assert one < two
     assert seven == 3 * two + one
+
+
+def test_device_memory_is_left_out(tmp_path: Path, baseline: RunSpec) -> None:
+    def with_device_page(trace: Trace) -> Trace:
+        pfn = trace.pages.pfn.copy()
+        pfn[-1] = 0xFEE00  # a local APIC, beyond all memory
+        return dataclasses.replace(trace, pages=dataclasses.replace(trace.pages, pfn=pfn))
+
+    folder = write_small_dataset(tmp_path, change=with_device_page)
+    kernel = dataclasses.replace(baseline.kernel, dataset=str(folder))
+    run = with_window(baseline, "quiet")
+    whole = simulate(run).counts.events
+    less = simulate(dataclasses.replace(run, kernel=kernel)).counts.events
+    assert less[Event.INSTRUCTIONS] == whole[Event.INSTRUCTIONS]
+    assert whole[Event.REFERENCES] - less[Event.REFERENCES] == 2 * 2  # a load and a store
 
 
 def test_points_that_differ_in_pricing_only_share_a_state(baseline: RunSpec) -> None:

@@ -14,6 +14,7 @@ leaves out the order of references inside one line's run, and the values of data
 ['kind', 'page', 'line', 'count']
 """
 
+import dataclasses
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -117,6 +118,15 @@ class Trace:
     def references(self) -> int:
         """Number of instruction fetches, loads and stores."""
         return int(self.records.count[self.records.kind <= Kind.STORE].sum())
+
+
+def select(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
+    """Return a trace with only some records; a mark on one left out moves to the next kept."""
+    records = Records(*(getattr(trace.records, name)[keep] for name in RECORDS.names))
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    return dataclasses.replace(
+        trace, records=records, event_record=kept_before[trace.event_record].astype(np.int64)
+    )
 
 
 def schema_names(schema: pa.Schema) -> list[str]:

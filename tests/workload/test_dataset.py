@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from numarep.workload.dataset import INDEX, Dataset, open_dataset, write_index, write_trace
-from numarep.workload.trace import Trace, TraceError, check
+from numarep.workload.trace import Trace, TraceError, check, select
 from tests.traces import tiny_trace
 
 META = {
@@ -165,3 +165,12 @@ def test_a_trace_must_begin_with_an_iteration() -> None:
     )
     with pytest.raises(TraceError, match="a record below 3"):
         check(outside, "trace")
+
+
+def test_selecting_records_moves_marks_to_the_next_kept_one() -> None:
+    trace = dataclasses.replace(
+        tiny_trace(), event_record=np.array([0, 1, 2]), event_name=("iteration", "a", "b")
+    )
+    kept = select(trace, np.array([True, False, True]))
+    assert kept.records.line.tolist() == [0, 63]
+    assert kept.event_record.tolist() == [0, 1, 1]

@@ -216,7 +216,7 @@ def _merge_rep(data: _Touches, rep: NDArray[np.int64]) -> _Touches:
     inside, outside = np.flatnonzero(number >= 0), np.flatnonzero(number < 0)
     order = inside[np.lexsort((inside, data.kind[inside], number[inside]))]
     elements, number = data.take(order), number[order]
-    starts = _changes(number, elements.kind, elements.row, elements.line)
+    starts = _changes(number, elements.run, elements.kind, elements.row, elements.line)
     both = _concatenate([elements.merged(starts), data.take(outside)])
     return both.take(np.argsort(both.place, kind="stable"))
 

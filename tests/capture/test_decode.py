@@ -18,6 +18,7 @@ from numarep.capture.decode import (
 )
 from numarep.memory.kinds import Kind
 from numarep.workload.trace import Trace, check
+from tests.capture.naive import merge
 from tests.capture.rawlog import RawLog
 
 
@@ -264,3 +265,32 @@ def test_symbols_are_text_rodata_and_bounds() -> None:
         "ovl_open",
     ]
     assert watched_addresses(symbols) == {0xFFFFFFFF81000040 - (1 << 64): "pgd_alloc"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_merging_is_what_the_plain_rules_give(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    log = RawLog()
+    text = [log.page(-8), log.page(-7)]
+    data = [log.page(5), log.page(6)]
+    root = log.root(300)
+    log.fetch(text[0], 0)
+    for choice in rng.choice(9, 300, p=(0.3, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.02, 0.02)):
+        offset = int(rng.choice([0, 8, 56, 60, 64, 100, 4088, 4094]))
+        page = int(rng.integers(2))
+        if choice <= 1:
+            (log.fetch, log.fetch_rep)[choice](text[page], offset)
+        elif choice <= 3:
+            (log.load, log.store)[choice - 2](data[page], offset, 8, data[1])
+        elif choice <= 6:
+            (log.cr3, log.invlpg, log.flush)[choice - 4](root)
+        else:
+            log.iteration()
+            log.fetch(text[0], 0)
+    r = decoded(log).records
+    pages = decoded(log).pages.vpn[r.page]
+    ours = list(
+        zip(r.kind.tolist(), pages.tolist(), r.line.tolist(), r.count.tolist(), strict=True)
+    )
+    plain = [(k, int(log.rows["vpn"][row]), n, c) for k, row, n, c in merge(log.events)]
+    assert ours == plain

@@ -8,11 +8,12 @@ it, the home node's memory serves it (DRAM).
 - A load leaves every former holder SHARED and makes the reader FORWARD (or exclusive, if alone);
   a dirty copy is written back to DRAM.
 - A store drops all other copies, upper levels included; dirty data moves to the writer unwritten.
-- A store hit on a line that isn't exclusive drops the others too and counts an upgrade.
+- A store to a line the own LLC held, but not exclusively, drops the others too: an upgrade.
 
 Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coherency Protocol"
 (2009). Assumed: evictions of clean lines are silent.
 
+>>> import numpy as np
 >>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
 >>> words = np.array([5 << FLAG_BITS | DIRTY, EMPTY])
 >>> none = np.zeros(1, np.int64)

@@ -7,12 +7,15 @@
   the L2 copy, or the LLC's if L2 has none; one evicted from L2 dirties the LLC's. DRAM is written
   (WRITEBACKS) when a line leaves the LLC of which it, L2 or L1D held dirty data, and when another
   socket reads a dirty line. Evictions into a lower level never touch its recency.
+- A store to a line that isn't dirty in L1D makes it exclusive first (see `coherence.own`); if it
+  is, it's exclusive already.
 - Fills go from the LLC inwards, so that back-invalidation happens before an inner victim is chosen.
 
 Source: SDM vol. 3A 11.1 and the Optimization Reference Manual, Haswell cache hierarchy.
 Assumed: an L1D victim whose line L2 has lost is not allocated in L2 again. Left out: L1I and L1D
 of one core are not kept coherent (self-modifying code), prefetchers, uncached memory.
 
+>>> import numpy as np
 >>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
 >>> words, none = np.array([5 << FLAG_BITS, 7 << FLAG_BITS]), np.zeros(1, np.int64)
 >>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
@@ -20,15 +23,11 @@ of one core are not kept coherent (self-modifying code), prefetchers, uncached m
 (True, False, [0, 1])
 """
 
-import numpy as np
-
 from numarep.jit import jit
 from numarep.memory.coherence import clean_above, drop_above, own, request
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, find, push, touch
 from numarep.memory.view import DIRTY, Cache, View, row_of
-
-__all__ = ["access", "mark_dirty", "np"]
 
 
 @jit
@@ -53,35 +52,34 @@ def access(view: View, l1: Cache, line: int, write: bool) -> tuple[int, int]:
     """
     first = row_of(view, view.cpu, l1, line)
     way = find(view.words, first, l1.ways, line)
-    if way < 0:
-        return _fill_l1(view, l1, line, write)
+    service, node = Service.L1.value, view.node
     if way > 0:
         touch(view.words, first, way)
+    elif way < 0:
+        service, node = _access_l2(view, line, write)
+        _fill_l1(view, l1, first, line)
     if write and not view.words[first] & DIRTY:
-        _own_hit(view, line)
+        _own(view, line)
         view.words[first] |= DIRTY
-    return Service.L1.value, view.node
+    return service, node
 
 
 @jit
-def _own_hit(view: View, line: int) -> None:
-    """Make a line that L1D or L2 holds exclusive to this socket, in place."""
+def _own(view: View, line: int) -> None:
+    """Make a line this socket holds exclusive to it, in place."""
     if len(view.cpu_node) > 1:
         first = row_of(view, view.cpu, view.llc, line)
         own(view, first + find(view.words, first, view.llc.ways, line), line)
 
 
 @jit
-def _fill_l1(view: View, l1: Cache, line: int, write: bool) -> tuple[int, int]:
-    """Serve an L1 miss and fill L1."""
-    service, node = _access_l2(view, line, write)
-    first = row_of(view, view.cpu, l1, line)
-    victim = push(view.words, first, l1.ways, line << FLAG_BITS | (DIRTY if write else 0))
+def _fill_l1(view: View, l1: Cache, first: int, line: int) -> None:
+    """Fill a line into its row of L1, in place."""
+    victim = push(view.words, first, l1.ways, line << FLAG_BITS)
     if victim != EMPTY and victim & DIRTY:
         evicted = victim >> FLAG_BITS
         if not mark_dirty(view, view.l2, evicted):
             mark_dirty(view, view.llc, evicted)
-    return service, node
 
 
 @jit
@@ -91,8 +89,6 @@ def _access_l2(view: View, line: int, write: bool) -> tuple[int, int]:
     way = find(view.words, first, view.l2.ways, line)
     if way >= 0:
         touch(view.words, first, way)
-        if write:
-            _own_hit(view, line)
         return Service.L2.value, view.node
     service, node = _access_llc(view, line, write)
     victim = push(view.words, first, view.l2.ways, line << FLAG_BITS)
@@ -110,8 +106,6 @@ def _access_llc(view: View, line: int, write: bool) -> tuple[int, int]:
     way = find(view.words, first, view.llc.ways, line)
     if way >= 0:
         touch(view.words, first, way)
-        if write:
-            own(view, first, line)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
     victim = push(view.words, first, view.llc.ways, line << FLAG_BITS | state)

@@ -28,23 +28,10 @@ from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.memory.hierarchy import access
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
-from numarep.memory.tlb import (
-    GLOBAL,
-    Tlbs,
-    clear_all,
-    fill,
-    fill_data,
-    fill_fetch,
-    invalidate_page,
-    lookup,
-    lookup_data,
-    lookup_fetch,
-    page_number,
-    switch_root,
-)
+from numarep.memory.tlb import GLOBAL, Tlbs, clear_all, invalidate_page, is_cached, switch_root
 from numarep.memory.view import View
-from numarep.memory.walk import Pscs, clear_pscs, walk
-from numarep.units import LINES_PER_PAGE, PUD
+from numarep.memory.walk import Pscs, Step, clear_pscs, walk
+from numarep.units import LINES_PER_PAGE
 
 NO_PAGE = -1
 
@@ -90,33 +77,6 @@ def _accesses(repeats: int) -> int:
 
 
 @jit
-def _is_cached(
-    view: View, tlbs: Tlbs, translations: Translations, page: int, is_fetch: bool
-) -> bool:
-    """Look a translation up in the TLBs and fill those that miss, in place."""
-    words, events, base = view.words, view.events, view.cpu * view.stride
-    vpn, leaf, root = translations.vpn[page], translations.leaf[page], translations.root[page]
-    owner = GLOBAL if translations.is_global[page] else root
-    if is_fetch:
-        hit = lookup_fetch(words, base, tlbs, vpn, leaf, root)
-    else:
-        hit = lookup_data(words, base, tlbs, vpn, leaf, root)
-    if hit:
-        return True
-    events[Event.ITLB_MISSES if is_fetch else Event.DTLB_MISSES] += 1
-    in_stlb = leaf < PUD and lookup(words, base, tlbs.stlb, page_number(vpn, leaf), leaf, root)
-    if in_stlb:
-        events[Event.STLB_FETCH_HITS if is_fetch else Event.STLB_DATA_HITS] += 1
-    elif leaf < PUD:
-        fill(words, base, tlbs.stlb, page_number(vpn, leaf), leaf, owner)
-    if is_fetch:
-        fill_fetch(words, base, tlbs, vpn, leaf, owner)
-    else:
-        fill_data(words, base, tlbs, vpn, leaf, owner)
-    return in_stlb
-
-
-@jit
 def _translate(
     view: View,
     tlbs: Tlbs,
@@ -126,19 +86,40 @@ def _translate(
     is_fetch: bool,
     steps: NDArray[np.int64],
 ) -> int:
-    """Translate by TLB, STLB or walk, in place; return the number of entries the walk read."""
-    if _is_cached(view, tlbs, translations, page, is_fetch):
+    """Translate by TLB, STLB or walk, in place; return the number of entries the walk reads."""
+    words, events, base = view.words, view.events, view.cpu * view.stride
+    vpn, leaf, root = translations.vpn[page], translations.leaf[page], translations.root[page]
+    owner = GLOBAL if translations.is_global[page] else root
+    cached = is_cached(words, base, tlbs, is_fetch, vpn, leaf, root, owner)
+    if cached == 1:
         return 0
-    view.events[Event.FETCH_WALKS if is_fetch else Event.DATA_WALKS] += 1
-    return walk(
-        view,
-        pscs,
-        translations.vpn[page],
-        translations.leaf[page],
-        translations.root[page],
-        translations.table[page],
-        steps,
-    )
+    events[Event.ITLB_MISSES if is_fetch else Event.DTLB_MISSES] += 1
+    if cached == 2:
+        events[Event.STLB_FETCH_HITS if is_fetch else Event.STLB_DATA_HITS] += 1
+        return 0
+    events[Event.FETCH_WALKS if is_fetch else Event.DATA_WALKS] += 1
+    return walk(view, pscs, vpn, leaf, root, translations.table, page, steps)
+
+
+@jit
+def _access_all(view: View, kind: int, read: int, steps: NDArray[np.int64]) -> bool:
+    """Access a chain's lines in order, noting in `steps` what served each; all in place.
+
+    Returns
+    -------
+    bool
+        Whether any was served beyond L2, a store's own access not considered.
+    """
+    is_long = False
+    for step in range(read + 1):
+        is_walk = step < read
+        is_store = kind == Kind.STORE and not is_walk
+        l1 = view.l1i if kind == Kind.FETCH and not is_walk else view.l1d
+        service, node = access(view, l1, steps[step, Step.LINE], is_store)
+        steps[step, Step.SERVICE] = service
+        steps[step, Step.NODE] = node
+        is_long = is_long or (service > Service.L2 and not is_store)
+    return is_long
 
 
 @jit
@@ -158,27 +139,25 @@ def _serialise(view: View, tlbs: Tlbs, pscs: Pscs, kind: int, vpn: int) -> None:
 
 
 @jit
-def _is_long(steps: NDArray[np.int64], read: int) -> bool:
-    """Tell whether any of a walk's reads was served beyond L2."""
-    farthest = Service.L1.value
-    for step in range(read):
-        farthest = max(farthest, steps[step, 1])
-    return farthest > Service.L2
-
-
-@jit
-def _count_walk(
+def _count(
     served: NDArray[np.int64],
     kind: int,
     region: int,
-    steps: NDArray[np.int64],
     read: int,
+    steps: NDArray[np.int64],
     overlap: int,
 ) -> None:
-    """Count a walk's reads, in place."""
+    """Count a chain's walk and its first access, in place."""
     for step in range(read):
-        level, service, node = steps[step, 0], steps[step, 1], steps[step, 2]
+        level, service, node = (
+            steps[step, Step.LEVEL],
+            steps[step, Step.SERVICE],
+            steps[step, Step.NODE],
+        )
         served[kind + Access.FETCH_WALK, level, region, service, node, overlap] += 1
+    service, node = steps[read, Step.SERVICE], steps[read, Step.NODE]
+    own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+    served[kind, 0, region, service, node, own] += 1
 
 
 @jit
@@ -197,50 +176,43 @@ def run_records(
 ) -> None:
     """Process records [start, stop) of one CPU; all state and counts are modified in place.
 
-    `steps` is scratch, int64[5, 3] (see `walk`): compiled code allocates nothing.
+    `steps` is scratch, int64[6, 4] (see `walk.Step`): compiled code allocates nothing.
     """
-    kinds, pages, lines, repeats = stream
     served, events = counts
     left = window_left[view.cpu]
-    fetch_page = NO_PAGE
-    data_page = NO_PAGE
+    fetch_page, data_page = NO_PAGE, NO_PAGE
     instructions, fetches, data = 0, 0, 0
     itlb_misses, dtlb_misses = events[Event.ITLB_MISSES], events[Event.DTLB_MISSES]
     for record in range(start, stop):
-        kind = int(kinds[record])
-        page = int(pages[record])
+        kind = int(stream.kind[record])
+        page = int(stream.page[record])
         if kind > Kind.STORE:
             _serialise(view, tlbs, pscs, kind, translations.vpn[page])
             left, fetch_page, data_page = 0, NO_PAGE, NO_PAGE
             continue
+        is_fetch = kind == Kind.FETCH
         read = 0
-        repeated = int(repeats[record])
-        accesses = _accesses(repeated)
-        line = translations.pfn[page] * LINES_PER_PAGE + int(lines[record])
-        if kind == Kind.FETCH:
-            fetches += accesses
-            instructions += repeated
-            if page != fetch_page:
-                read = _translate(view, tlbs, pscs, translations, page, True, steps)
-                fetch_page = page
-            service, node = access(view, view.l1i, line, False)
-        else:
-            data += accesses
-            if page != data_page:
-                read = _translate(view, tlbs, pscs, translations, page, False, steps)
-                data_page = page
-            service, node = access(view, view.l1d, line, kind == Kind.STORE)
-        region = translations.region[page]
-        is_long = (service > Service.L2 and kind != Kind.STORE) or _is_long(steps, read)
+        if page != (fetch_page if is_fetch else data_page):
+            read = _translate(view, tlbs, pscs, translations, page, is_fetch, steps)
+        line = translations.pfn[page] * LINES_PER_PAGE + int(stream.line[record])
+        steps[read, Step.LINE] = line
+        is_long = _access_all(view, kind, read, steps)
         overlap = overlap_of(kind, is_long, left)
         left = window_after(kind, is_long, overlap, left, reorder_window)
-        _count_walk(served, kind, region, steps, read, overlap)
-        rest = Overlap.LEADING.value if kind == Kind.FETCH else Overlap.OVERLAPPED.value
-        own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
-        served[kind, 0, region, service, node, own] += 1
+        region = translations.region[page]
+        _count(served, kind, region, read, steps, overlap)
+        repeats = int(stream.repeats[record])
+        accesses = _accesses(repeats)
+        rest = Overlap.LEADING.value if is_fetch else Overlap.OVERLAPPED.value
         served[kind, 0, region, Service.L1.value, view.node, rest] += accesses - 1
-        if kind == Kind.FETCH:
-            left = pass_instructions(left, repeated)
+        if is_fetch:
+            fetch_page = page
+            fetches += accesses
+            instructions += repeats
+            left = pass_instructions(left, repeats)
+        else:
+            data_page = page
+            data += accesses
     window_left[view.cpu] = left
     events[Event.INSTRUCTIONS] += instructions
     events[Event.REFERENCES] += fetches + data

@@ -45,7 +45,7 @@ from numarep.memory.loop import Stream, Translations, run_records
 from numarep.memory.recency import EMPTY
 from numarep.memory.tlb import Tlb, Tlbs
 from numarep.memory.view import Cache, View
-from numarep.memory.walk import Pscs
+from numarep.memory.walk import Pscs, Step
 from numarep.spec import MachineSpec, SpecError
 from numarep.units import MAX_LEVELS
 
@@ -84,7 +84,7 @@ def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
     spec, psc = machine.tlbs, machine.psc
     for tlb in (
         *(spec.itlb_4k, spec.itlb_2m, spec.dtlb_4k, spec.dtlb_2m, spec.dtlb_1g, spec.stlb),
-        *(psc.pgd, psc.pud, psc.pmd),
+        *(psc.pmd, psc.pud, psc.pgd),
     ):
         tlbs.append(Tlb(end, tlb.sets, tlb.ways, tlb.entries))
         end += 2 * tlb.entries
@@ -207,7 +207,7 @@ def _run(
         translations,
         start,
         stop,
-        np.empty((MAX_LEVELS, 3), np.int64),
+        np.empty((MAX_LEVELS + 1, len(Step)), np.int64),
         counts,
     )
 

@@ -1,7 +1,7 @@
 """TLBs and paging-structure caches: page numbers looked up under a root.
 
 A `Tlb` is a set-associative array in recency order (see `recency`) of tags and, in parallel, the
-roots they belong to. A tag is `page number << 2 | leaf level`, so that the STLB can hold 4K and 2M
+roots they belong to. A tag is `page number << 3 | level`, so that the STLB can hold 4K and 2M
 pages side by side; page numbers are those of the unsigned 57-bit va. The row is
 `page number % sets`. Entries of global pages carry GLOBAL instead of a root and match under any.
 
@@ -29,14 +29,15 @@ from numarep.memory.recency import EMPTY
 from numarep.units import PMD, PTE, PUD, TABLE_SHIFT
 
 GLOBAL = -2
-LEAF_BITS = 2
+LEVEL_BITS = 3
+LEVEL_MASK = (1 << LEVEL_BITS) - 1
 VPN_MASK = (1 << 45) - 1  # of a 57-bit va
 
 
 class Tlb(NamedTuple):
     """One TLB's or PSC's place in every CPU's block (see `view`).
 
-    A tag (page number << 2 | leaf, or EMPTY) has its root (pfn of the top table, GLOBAL, or EMPTY
+    A tag (page number << 3 | level, or EMPTY) has its root (pfn of the top table, GLOBAL, or EMPTY
     with the tag) `roots` words further on.
     """
 
@@ -61,7 +62,7 @@ def lookup(
     `base` is the first word of the CPU's block, here and below.
     """
     first = base + tlb.offset + number % tlb.sets * tlb.ways
-    tag = number << LEAF_BITS | leaf
+    tag = number << LEVEL_BITS | leaf
     for word in range(first, first + tlb.ways):
         if words[word] == tag:
             owner = words[word + tlb.roots]
@@ -75,7 +76,7 @@ def lookup(
 def fill(words: NDArray[np.int64], base: int, tlb: Tlb, number: int, leaf: int, root: int) -> None:
     """Cache a page as most recently used under `root` (or GLOBAL), in place."""
     first = base + tlb.offset + number % tlb.sets * tlb.ways
-    _insert(words, first, first + tlb.ways - 1, tlb.roots, number << LEAF_BITS | leaf, root)
+    _insert(words, first, first + tlb.ways - 1, tlb.roots, number << LEVEL_BITS | leaf, root)
 
 
 @jit
@@ -113,7 +114,7 @@ def drop_page(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int, leaf: int
     first = base + tlb.offset + number % tlb.sets * tlb.ways
     kept = first
     for word in range(first, first + tlb.ways):
-        if words[word] != number << LEAF_BITS | leaf:
+        if words[word] != number << LEVEL_BITS | leaf:
             kept = _keep(words, tlb, kept, word)
     _blank(words, tlb, kept, first + tlb.ways)
 
@@ -126,8 +127,8 @@ def drop_splinters(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int) -> N
         first = base + tlb.offset + row * tlb.ways
         kept = first
         for word in range(first, first + tlb.ways):
-            is_splinter = words[word] & PUD == PUD
-            if not is_splinter or words[word] >> (LEAF_BITS + TABLE_SHIFT) != number:
+            is_splinter = words[word] & LEVEL_MASK == PUD
+            if not is_splinter or words[word] >> (LEVEL_BITS + TABLE_SHIFT) != number:
                 kept = _keep(words, tlb, kept, word)
         _blank(words, tlb, kept, first + tlb.ways)
 
@@ -165,84 +166,69 @@ class Tlbs(NamedTuple):
     stlb: Tlb
 
 
-@jit
-def lookup_fetch(
-    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
-) -> bool:
-    """Look up the ITLB; 1G pages are cached there as 2M splinters, marked as such."""
-    if leaf == PTE:
-        return lookup(words, base, tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
-    return lookup(words, base, tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
+ITLB_4K, ITLB_2M, DTLB_4K, DTLB_2M, DTLB_1G, STLB = range(6)  # places in Tlbs
 
 
 @jit
-def fill_fetch(
-    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
-) -> None:
-    """Fill the ITLB, in place."""
-    if leaf == PTE:
-        fill(words, base, tlbs.itlb_4k, page_number(vpn, PTE), PTE, root)
-    else:
-        fill(words, base, tlbs.itlb_2m, page_number(vpn, PMD), leaf, root)
+def first_level(is_fetch: bool, leaf: int) -> int:
+    """Return which first-level TLB caches a leaf; the ITLB holds 1G pages as 2M splinters."""
+    if is_fetch:
+        return min(leaf - 1, ITLB_2M)
+    return DTLB_4K + leaf - 1
 
 
 @jit
-def lookup_data(
-    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
-) -> bool:
-    """Look up the DTLB of the page's size."""
-    number = page_number(vpn, leaf)
-    if leaf == PTE:
-        return lookup(words, base, tlbs.dtlb_4k, number, leaf, root)
-    if leaf == PMD:
-        return lookup(words, base, tlbs.dtlb_2m, number, leaf, root)
-    return lookup(words, base, tlbs.dtlb_1g, number, leaf, root)
+def is_cached(
+    words: NDArray[np.int64],
+    base: int,
+    tlbs: Tlbs,
+    is_fetch: bool,
+    vpn: int,
+    leaf: int,
+    root: int,
+    owner: int,
+) -> int:
+    """Look a page up at both levels and fill those that miss, in place.
 
-
-@jit
-def fill_data(
-    words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int, leaf: int, root: int
-) -> None:
-    """Fill the DTLB of the page's size, in place."""
-    number = page_number(vpn, leaf)
-    if leaf == PTE:
-        fill(words, base, tlbs.dtlb_4k, number, leaf, root)
-    elif leaf == PMD:
-        fill(words, base, tlbs.dtlb_2m, number, leaf, root)
-    else:
-        fill(words, base, tlbs.dtlb_1g, number, leaf, root)
+    Returns
+    -------
+    int
+        1 if the first level had it, 2 if the STLB had it, 0 if it must be walked for.
+    """
+    near = tlbs[first_level(is_fetch, leaf)]
+    # A splinter has the number of a 2M page and the tag of a 1G leaf, which INVLPG looks for.
+    number = page_number(vpn, min(leaf, PMD) if is_fetch else leaf)
+    if lookup(words, base, near, number, leaf, root):
+        return 1
+    fill(words, base, near, number, leaf, owner)
+    if leaf == PUD:
+        return 0
+    if lookup(words, base, tlbs.stlb, number, leaf, root):
+        return 2
+    fill(words, base, tlbs.stlb, number, leaf, owner)
+    return 0
 
 
 @jit
 def invalidate_page(words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int) -> None:
     """INVLPG: drop the page around `vpn` at every size, global or not, in place."""
-    drop_page(words, base, tlbs.itlb_4k, vpn, PTE)
-    drop_page(words, base, tlbs.itlb_2m, vpn, PMD)
+    for leaf in range(PTE, PUD + 1):
+        drop_page(words, base, tlbs[DTLB_4K + leaf - 1], vpn, leaf)
+        if leaf < PUD:
+            drop_page(words, base, tlbs[ITLB_4K + leaf - 1], vpn, leaf)
+            drop_page(words, base, tlbs.stlb, vpn, leaf)
     drop_splinters(words, base, tlbs.itlb_2m, vpn)
-    drop_page(words, base, tlbs.dtlb_4k, vpn, PTE)
-    drop_page(words, base, tlbs.dtlb_2m, vpn, PMD)
-    drop_page(words, base, tlbs.dtlb_1g, vpn, PUD)
-    drop_page(words, base, tlbs.stlb, vpn, PTE)
-    drop_page(words, base, tlbs.stlb, vpn, PMD)
 
 
 @jit
 def switch_root(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
     """MOV to CR3 without PCID: drop everything but global entries, in place."""
-    drop_local(words, base, tlbs.itlb_4k)
-    drop_local(words, base, tlbs.itlb_2m)
-    drop_local(words, base, tlbs.dtlb_4k)
-    drop_local(words, base, tlbs.dtlb_2m)
-    drop_local(words, base, tlbs.dtlb_1g)
-    drop_local(words, base, tlbs.stlb)
+    for tlb in tlbs:
+        drop_local(words, base, tlb)
 
 
 @jit
 def clear_all(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
     """Drop everything, in place."""
-    clear(words, base, tlbs.itlb_4k)
-    clear(words, base, tlbs.itlb_2m)
-    clear(words, base, tlbs.dtlb_4k)
-    clear(words, base, tlbs.dtlb_2m)
-    clear(words, base, tlbs.dtlb_1g)
-    clear(words, base, tlbs.stlb)
+    for tlb in tlbs:
+        clear(words, base, tlb)

@@ -15,6 +15,7 @@ stale one leads to the stream's tables.
 '0x1234fc0'
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit
 from numarep.memory.counts import Event
-from numarep.memory.hierarchy import access
 from numarep.memory.tlb import Tlb, clear, fill, lookup, page_number
 from numarep.memory.view import View
 from numarep.units import (
@@ -33,29 +33,36 @@ from numarep.units import (
     MAX_LEVELS,
     P4D,
     PMD,
-    PUD,
     TABLE_ENTRIES,
     TABLE_SHIFT,
 )
 
 # Numba links constants used in doctests too.
-__all__ = ["LINE_SHIFT", "Pscs", "clear_pscs", "entry_line", "walk"]
+__all__ = ["LINE_SHIFT", "Pscs", "Step", "clear_pscs", "entry_line", "walk"]
 
 
 class Pscs(NamedTuple):
     """The paging-structure caches of one CPU, tagged by page number at that level and root."""
 
-    pgd: Tlb
-    pud: Tlb
     pmd: Tlb
+    pud: Tlb
+    pgd: Tlb
+
+
+class Step(IntEnum):
+    """Columns of the steps of a chain: the walk's reads in order, then the access itself."""
+
+    LEVEL = 0
+    LINE = 1
+    SERVICE = 2
+    NODE = 3
 
 
 @jit
 def clear_pscs(words: NDArray[np.int64], base: int, pscs: Pscs) -> None:
     """Drop everything, in place."""
-    clear(words, base, pscs.pgd)
-    clear(words, base, pscs.pud)
-    clear(words, base, pscs.pmd)
+    for psc in pscs:
+        clear(words, base, psc)
 
 
 @jit
@@ -66,32 +73,15 @@ def entry_line(table: int, vpn: int, level: int) -> int:
 
 
 @jit
-def _first_level(view: View, pscs: Pscs, vpn: int, leaf: int, root: int) -> int:
-    """Return the level a walk reads first: below the deepest PSC hit, which is counted."""
-    words, events, base = view.words, view.events, view.cpu * view.stride
-    if leaf < PMD and lookup(words, base, pscs.pmd, page_number(vpn, PMD), PMD, root):
-        events[Event.PSC_PMD_HITS] += 1
-        return PMD - 1
-    if leaf < PUD and lookup(words, base, pscs.pud, page_number(vpn, PUD), PUD, root):
-        events[Event.PSC_PUD_HITS] += 1
-        return PUD - 1
-    if lookup(words, base, pscs.pgd, page_number(vpn, P4D), 0, root):
-        events[Event.PSC_PGD_HITS] += 1
-        return P4D - 1
-    events[Event.PSC_MISSES] += 1
-    return MAX_LEVELS
-
-
-@jit
-def _fill_psc(view: View, pscs: Pscs, vpn: int, level: int, root: int) -> None:
-    """Cache the non-leaf entry a walk read at a level, in place."""
-    words, base = view.words, view.cpu * view.stride
-    if level == PMD:
-        fill(words, base, pscs.pmd, page_number(vpn, PMD), PMD, root)
-    elif level == PUD:
-        fill(words, base, pscs.pud, page_number(vpn, PUD), PUD, root)
-    elif level == P4D:
-        fill(words, base, pscs.pgd, page_number(vpn, P4D), 0, root)
+def _deepest_hit(view: View, pscs: Pscs, vpn: int, leaf: int, root: int) -> int:
+    """Return the level of the deepest PSC hit, or one above the top; the event is counted."""
+    for level in range(max(leaf + 1, PMD), P4D + 1):
+        number = page_number(vpn, level)
+        if lookup(view.words, view.cpu * view.stride, pscs[level - PMD], number, level, root):
+            view.events[Event.PSC_PMD_HITS + level - PMD] += 1
+            return level
+    view.events[Event.PSC_MISSES] += 1
+    return MAX_LEVELS + 1
 
 
 @jit
@@ -102,16 +92,17 @@ def walk(
     leaf: int,
     root: int,
     table: NDArray[np.int64],
+    page: int,
     steps: NDArray[np.int64],
 ) -> int:
-    """Walk to the leaf of a translation; caches, PSCs and events are modified in place.
+    """List the entries a walk reads; PSCs and events are modified in place.
 
     Parameters
     ----------
-    table : int64[5]
-        Pfn of the table page read at each level, -1 where none is.
-    steps : int64[5, 3]
-        Filled with level, service and node of every entry read, in order.
+    table : int64[p, 5]
+        Row `page` holds the pfn of the table page read at each level, -1 where none is.
+    steps : int64[6, 4]
+        Filled with the level and line of every entry read, in order.
 
     Returns
     -------
@@ -119,15 +110,13 @@ def walk(
         Number of entries read.
     """
     read = 0
-    for level in range(_first_level(view, pscs, vpn, leaf, root), leaf - 1, -1):
-        if table[level - 1] < 0:
+    for level in range(_deepest_hit(view, pscs, vpn, leaf, root) - 1, leaf - 1, -1):
+        if table[page, level - 1] < 0:
             continue
-        line = entry_line(table[level - 1], vpn, level)
-        service, node = access(view, view.l1d, line, False)
-        steps[read, 0] = level
-        steps[read, 1] = service
-        steps[read, 2] = node
+        steps[read, Step.LEVEL] = level
+        steps[read, Step.LINE] = entry_line(table[page, level - 1], vpn, level)
         read += 1
-        if level > leaf:
-            _fill_psc(view, pscs, vpn, level, root)
+        if leaf < level <= P4D:
+            number = page_number(vpn, level)
+            fill(view.words, view.cpu * view.stride, pscs[level - PMD], number, level, root)
     return read

@@ -137,23 +137,19 @@ def schema_names(schema: pa.Schema) -> list[str]:
 def write_table(path: Path, table: pa.Table, name: str) -> None:
     """Write one table of a trace or dataset so that equal tables give equal, small files.
 
-    One row group and one page a column, so that zstd sees the repeats of a whole loop; delta
-    encoding of integers, no dictionary, no statistics. Dictionary encoding serves strings only.
+    One row group and one page a column, plainly encoded, so that zstd sees the repeats of a whole
+    loop: an eighth of the size of delta encoding, whose bit packing hides them (measured).
     """
     text = [f.name for f in table.schema if pa.types.is_string(f.type)]
-    encoding = {
-        f.name: "DELTA_BINARY_PACKED"
-        for f in table.schema
-        if pa.types.is_int32(f.type) or pa.types.is_int64(f.type)
-    }
     metadata = {_VERSION_KEY: str(FORMAT_VERSION).encode(), _TABLE_KEY: name.encode()}
+    rows = max(1, table.num_rows)
     pq.write_table(
         table.replace_schema_metadata(metadata),
         path,
-        row_group_size=max(1, table.num_rows),
+        row_group_size=rows,
         data_page_size=1 << 30,
+        max_rows_per_page=rows,
         use_dictionary=text or False,
-        column_encoding=encoding or None,
         compression="zstd",
         compression_level=19,
         write_statistics=False,

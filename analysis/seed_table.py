@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 import yaml
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -148,11 +149,18 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def _gain_table(variant: str, rows: pl.DataFrame) -> Table:
     title = "Gain of replication in %, CPU on node 1, the kernel on node 0"
-    table = Table(title=f"{title}\n{variant}" if variant else title, title_style="bold")
+    caption = f"{title}\n{variant}" if variant else title
+    table = Table(
+        title=caption,
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("workload", no_wrap=True)
     table.add_column("caches")
-    for name in ("A", "A by seed", "B", "A, band", "A, node 0", "published"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("A", "by seed", "B", "band of A", "A, node 0", "published"):
+        table.add_column(name, justify="right")
     table.add_column("agrees")
     for row in rows.iter_rows(named=True):
         spread = f"[{_percent(row['a_min'])}..{_percent(row['a_max'])}]"

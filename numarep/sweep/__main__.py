@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None, model: str = task.MODEL) -> int
     model : str
         Dotted path of the module that evaluates points (see `task`).
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     console = Console(stderr=True)
     try:
         study = expand(options.overrides)
@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None, model: str = task.MODEL) -> int
     except (SpecError, TraceError, ResultsError, ExecutorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(study: Study, model: str, console: Console) -> int:
@@ -89,9 +92,6 @@ def _run(study: Study, model: str, console: Console) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         tally = sweep(study, plan, executor, results, model, console)
-    except KeyboardInterrupt:
-        print(f"interrupted; finished runs are kept in {results.path}", file=sys.stderr)
-        return INTERRUPTED
     except OSError as error:
         kept = "finished runs are kept, the same command goes on from them"
         print(f"error: {results.path}: {error}; {kept}", file=sys.stderr)

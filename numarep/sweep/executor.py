@@ -29,9 +29,7 @@ RAY_ENV = {
     "RAY_health_check_timeout_ms": "5000",
     "RAY_grpc_keepalive_time_ms": "10000",
     "RAY_grpc_keepalive_timeout_ms": "10000",
-    "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECT_STORE_BYTES = 256 << 20  # results of a few batches; Ray's default is 30 % of all memory
 CONNECT_SECONDS = 5.0

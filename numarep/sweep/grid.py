@@ -123,7 +123,7 @@ def put(value: Any, path: Sequence[str], new: Any, *above: str) -> Any:
 
 def _parse(parser: OverridesParser, argument: str) -> Override:
     try:
-        override = parser.parse_override(argument)
+        (override,) = parser.parse_overrides([argument])  # the plural one sets the loader
     except HydraException as error:
         raise SpecError(f"{argument!r}: expected KEY=VALUE ({_one_line(error)})") from None
     if override.is_hydra_override():
@@ -178,18 +178,24 @@ def _values(override: Override) -> list[Any]:
 def _points(overrides: Mapping[str, Override]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Compose every combination of groups, then set the dotted keys in each."""
     known = groups()
-    chosen = {key: _options(key, o, known[key]) for key, o in overrides.items() if key in known}
-    dotted = {key: o for key, o in overrides.items() if key not in known}
-    verbatim = [str(o.input_line) for o in dotted.values() if _is_hydras(o)]
-    axes = {key: _values(o) for key, o in dotted.items() if not _is_hydras(o)}
-    for key, values in (chosen | axes).items():
+    # A reference may be to any key, so all keys must be set before Hydra resolves it.
+    refers = any("${" in str(override.input_line) for override in overrides.values())
+    composed, dotted = {}, {}
+    for key, override in overrides.items():
+        if key in known:
+            composed[key] = [f"{key}={o}" for o in _options(key, override, known[key])]
+        elif refers or override.is_add() or override.is_force_add() or override.is_delete():
+            composed[key] = _typed_singly(override)
+        else:
+            dotted[key] = _values(override)
+    for key, values in (composed | dotted).items():
         if key.split(".")[0] == EXECUTOR and len(values) != 1:
             raise SpecError(f"{key}: expected one value, because all runs share the executor")
     points, executor = [], {}
-    for options in _product(chosen):
-        composed = _compose([*(f"{g}={option}" for g, option in options.items()), *verbatim])
-        for values in _product(axes):
-            point = composed
+    for singles in _product(composed):
+        base = _compose(list(singles.values()))
+        for values in _product(dotted):
+            point = base
             for key, value in values.items():
                 point = put(point, key.split("."), value)
             executor = point[EXECUTOR]
@@ -197,12 +203,12 @@ def _points(overrides: Mapping[str, Override]) -> tuple[list[dict[str, Any]], di
     return points, executor
 
 
-def _is_hydras(override: Override) -> bool:
-    """Whether only Hydra can apply an override: it adds, deletes, or refers to another key."""
-    special = override.is_add() or override.is_force_add() or override.is_delete()
-    if special and override.is_sweep_override():
-        raise SpecError(f"{override.input_line!r}: an axis must name a key that is there")
-    return special or "${" in str(override.input_line)
+def _typed_singly(override: Override) -> list[str]:
+    """Return one override a value, as one would type it."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def _options(group: str, override: Override, valid: Iterable[str]) -> list[str]:

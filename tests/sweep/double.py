@@ -1,7 +1,7 @@
 """A model that takes no time: the plumbing of sweeps under test is real, the physics is not.
 
-`NUMAREP_DOUBLE` makes it slow (`slow=SECONDS`) or lets one workload fail (`fail=WORKLOAD`) or
-kill its worker (`die=WORKLOAD`).
+The file `double` in the dataset's folder lets one workload fail (`fail=WORKLOAD`) or kill its
+process (`die=WORKLOAD`), or holds the workload `kill` until a pipe is gone (`hold=PIPE`).
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from numarep.results import EVENTS, RunResult
 from numarep.spec import RunSpec, as_mapping
@@ -27,15 +28,24 @@ def check(specs: Iterable[RunSpec]) -> None:
 
 
 def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
-    kind, _, value = os.environ.get("NUMAREP_DOUBLE", "").partition("=")
-    if kind == "slow":
-        time.sleep(float(value))
+    told = Path(specs[0].kernel.dataset) / "double"
+    kind, _, value = told.read_text().partition("=") if told.exists() else ("", "", "")
     for spec in specs:
         if kind == "die" and spec.workload.name == value:
             os._exit(1)
+        if kind == "hold" and spec.workload.name == "kill":
+            _hold(Path(value))
         if kind == "fail" and spec.workload.name == value:
             raise ArithmeticError(f"{value} can't run\nsecond line")
         yield _result(spec)
+
+
+def _hold(pipe: Path) -> None:
+    """Tell the test we are here, then wait for it to delete the pipe."""
+    if pipe.exists():
+        pipe.write_text("here")
+    while pipe.exists():
+        time.sleep(0.02)
 
 
 def _result(spec: RunSpec) -> RunResult:

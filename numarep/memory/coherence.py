@@ -15,7 +15,7 @@ Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coh
 
 >>> import numpy as np
 >>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
->>> words = np.array([5 << FLAG_BITS | DIRTY, EMPTY])
+>>> words = np.array([5 << FLAG_BITS | DIRTY, -1])
 >>> none = np.zeros(1, np.int64)
 >>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
 >>> int(_clean(view, 0, cache, 5)), int(_clean(view, 0, cache, 5))

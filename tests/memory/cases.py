@@ -1,0 +1,230 @@
+"""Random machines and streams small enough to fill, evict and share, made from a seed."""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from numarep.memory.counts import Access, Event, Overlap, Service, new_counts
+from numarep.memory.kinds import Kind
+from numarep.memory.system import Stream, Translations, new_system, run
+from numarep.spec import (
+    CacheSpec,
+    CoreSpec,
+    LatencySpec,
+    MachineSpec,
+    PscSpec,
+    TlbSpec,
+    TlbsSpec,
+)
+from tests.twin import Page, Record, Twin
+
+FRAMES_PER_NODE = 24
+REGIONS = 3
+# Same PMD page, same PUD page, same PGD page, apart; user and kernel halves.
+VPNS = [
+    0,
+    1,
+    2,
+    511,
+    512,
+    513,
+    1 << 18,
+    1 << 27,
+    (1 << 27) + 5,
+    -1,
+    -2,
+    -512,
+    -(1 << 18),
+    -(1 << 27),
+]
+
+
+def cache(sets: int, ways: int) -> CacheSpec:
+    return CacheSpec(size_bytes=sets * ways * 64, ways=ways)
+
+
+def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) -> MachineSpec:
+    def tlb() -> TlbSpec:
+        ways = rng.randint(1, 3)
+        return TlbSpec(entries=ways * rng.randint(1, 3), ways=ways)
+
+    def level(most_sets: int, most_ways: int) -> CacheSpec:
+        return cache(rng.randint(1, most_sets), rng.randint(1, most_ways))
+
+    l2 = level(4, 3)
+    llc = level(7, 5)
+    while llc.size_bytes < l2.size_bytes:
+        llc = level(7, 5)
+    llc_ns = rng.choice([10.0, 21.2])
+    far = [[rng.uniform(30, 200) for _ in range(nodes)] for _ in range(nodes)]
+    dram = [[far[c][m] + (0 if c == m else 200) for m in range(nodes)] for c in range(nodes)]
+    return MachineSpec(
+        name="small",
+        l1i=level(3, 3),
+        l1d=level(3, 3),
+        l2=l2,
+        llc=llc,
+        tlbs=TlbsSpec(
+            itlb_4k=tlb(), itlb_2m=tlb(), dtlb_4k=tlb(), dtlb_2m=tlb(), dtlb_1g=tlb(), stlb=tlb()
+        ),
+        psc=PscSpec(pgd=tlb(), pud=tlb(), pmd=tlb()),
+        core=core
+        or CoreSpec(ghz=2.0, base_ipc=rng.choice([1.0, 1.7]), reorder_window=rng.randint(1, 40)),
+        latency=LatencySpec(
+            l1_cycles=4,
+            l2_cycles=12,
+            stlb_cycles=7,
+            llc_ns=llc_ns,
+            remote_llc_ns=tuple(map(tuple, far)),
+            dram_ns=tuple(map(tuple, dram)),
+            cr3_write_cycles=100,
+            invlpg_cycles=90,
+        ),
+    )
+
+
+def random_pages(rng: random.Random, nodes: int, count: int) -> list[Page]:
+    frames = nodes * FRAMES_PER_NODE
+    five_levels = rng.random() < 0.3
+    roots = [rng.randrange(frames) for _ in range(rng.randint(1, 3))]
+    # Few frames and tables, so that lines are shared, and walks meet data.
+    pool = [rng.randrange(frames) for _ in range(rng.randint(2, 8))]
+    pages = []
+    for _ in range(count):
+        leaf = rng.choice([1, 1, 1, 2, 2, 3])
+        root = rng.choice(roots)
+        table = {level: rng.choice(pool) for level in range(leaf, 4)}
+        if five_levels:
+            table[4], table[5] = rng.choice(pool), root
+        else:
+            table[4] = root
+        pages.append(
+            Page(
+                vpn=rng.choice(VPNS) + rng.choice([0, 0, 1]),
+                pfn=rng.choice(pool),
+                leaf=leaf,
+                is_global=rng.random() < 0.3,
+                root=root,
+                table=table,
+                region=rng.randrange(REGIONS),
+            )
+        )
+    return pages
+
+
+def random_records(rng: random.Random, pages: int, count: int) -> list[Record]:
+    lines = rng.randint(1, 6)
+    serialising = rng.choice([0, 0.02, 0.1])
+    records = []
+    for _ in range(count):
+        kind = rng.choice(["fetch", "load", "load", "store"])
+        if rng.random() < serialising:
+            kind = rng.choice(["cr3", "invlpg", "flush"])
+        repeats = rng.choice([0, 1, 1, 2, 9]) if kind == "fetch" else rng.choice([1, 1, 3])
+        records.append(Record(kind, rng.randrange(pages), rng.randrange(lines) * 9, repeats))
+    return records
+
+
+def as_stream(records: list[Record]) -> Stream:
+    kinds = np.array([Kind[record.kind.upper()] for record in records], np.uint8)
+    return Stream(
+        kinds,
+        np.array([record.page for record in records], np.int32),
+        np.array([record.line for record in records], np.uint8),
+        np.array([record.repeats for record in records], np.int32),
+    )
+
+
+def as_translations(pages: list[Page]) -> Translations:
+    def column(values: list[int]) -> np.ndarray:
+        return np.array(values, np.int64)
+
+    return Translations(
+        vpn=column([page.vpn for page in pages]),
+        pfn=column([page.pfn for page in pages]),
+        leaf=column([page.leaf for page in pages]),
+        is_global=column([int(page.is_global) for page in pages]),
+        root=column([page.root for page in pages]),
+        table=column([[page.table.get(level, -1) for level in range(1, 6)] for page in pages]),
+        region=column([page.region for page in pages]),
+    )
+
+
+@dataclass
+class Case:
+    """A machine, its CPUs, pages, and turns of (cpu, records)."""
+
+    machine: MachineSpec
+    cpu_nodes: tuple[int, ...]
+    ends: np.ndarray
+    pages: list[Page]
+    turns: list[tuple[int, list[Record]]]
+
+    def system(self):
+        return new_system(self.machine, self.cpu_nodes, self.ends)
+
+    def counts(self):
+        return new_counts(self.machine.nodes, REGIONS)
+
+
+def random_case(seed: int, records: int) -> Case:
+    rng = random.Random(seed)
+    nodes = rng.randint(1, 4)
+    pages = random_pages(rng, nodes, rng.randint(1, 10))
+    cpu_nodes = tuple(rng.sample(range(nodes), rng.randint(1, nodes)))
+    turns = []
+    while records > 0:
+        size = min(records, rng.randint(1, 60))
+        turns.append((rng.randrange(len(cpu_nodes)), random_records(rng, len(pages), size)))
+        records -= size
+    ends = np.cumsum([FRAMES_PER_NODE] * nodes)
+    return Case(small_machine(rng, nodes), cpu_nodes, ends, pages, turns)
+
+
+def run_core(case: Case, system=None):
+    """Return the system and counts after all turns, each run in two slices."""
+    system = system or case.system()
+    counts = case.counts()
+    translations = as_translations(case.pages)
+    for cpu, records in case.turns:
+        stream, half = as_stream(records), len(records) // 2
+        run(system, cpu, stream, translations, 0, half, counts)
+        run(system, cpu, stream, translations, half, len(records), counts)
+    return system, counts
+
+
+def run_twin(case: Case) -> Twin:
+    twin = Twin(case.machine, case.cpu_nodes, case.ends)
+    for cpu, records in case.turns:
+        twin.run(cpu, records, case.pages)
+    return twin
+
+
+def served_by_name(counts) -> dict[tuple, int]:
+    """Nonzero cells keyed by the words the twin uses."""
+    cells = {}
+    for index in np.argwhere(counts.served):
+        access, level, region, service, node, overlap = map(int, index)
+        key = (
+            Access(access).name,
+            level,
+            region,
+            Service(service).name,
+            node,
+            Overlap(overlap).name,
+        )
+        cells[tuple(word.lower() if isinstance(word, str) else word for word in key)] = int(
+            counts.served[tuple(index)]
+        )
+    return cells
+
+
+def events_by_name(counts) -> dict[str, int]:
+    return {
+        event.name.lower(): int(counts.events[event]) for event in Event if counts.events[event]
+    }
+
+
+def without_geometry(machine: MachineSpec, **changes) -> MachineSpec:
+    return replace(machine, **changes)

@@ -1,0 +1,354 @@
+"""The latency core's plain twin: the same machine told again in dicts and lists, slowly.
+
+It shares nothing with `numarep.memory` but the machine description. Counts are a `Counter` keyed
+by plain words, so that neither enum values nor array shapes are taken over. It is written from
+the model's rules, not from the core's code: states are words, a window is "instructions since",
+holders of a line are found by asking every socket.
+"""
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from numarep.spec import MachineSpec
+
+FETCH, LOAD, STORE, CR3, INVLPG, FLUSH = "fetch", "load", "store", "cr3", "invlpg", "flush"
+FAR = ("llc", "remote_llc", "dram")
+EVERYBODY = "global"
+
+
+class Record(NamedTuple):
+    kind: str
+    page: int
+    line: int
+    repeats: int
+
+
+class Page(NamedTuple):
+    vpn: int
+    pfn: int
+    leaf: int  # 1, 2, 3; 0 = none
+    is_global: bool
+    root: int
+    table: dict[int, int]  # level -> pfn
+    region: int
+
+
+@dataclass
+class Line:
+    dirty: bool = False
+    right: str = "exclusive"  # or "forward" or "shared"; only an LLC's matters
+
+
+class LruRows:
+    """Rows of an LRU structure: each an OrderedDict from oldest to newest."""
+
+    def __init__(self, sets, ways):
+        self.sets, self.ways = sets, ways
+        self.rows = [OrderedDict() for _ in range(sets)]
+
+    def row(self, number):
+        return self.rows[number % self.sets]
+
+    def insert(self, number, key, value):
+        """Insert as newest; return the (key, value) that had to go, if any."""
+        row = self.row(number)
+        gone = row.popitem(last=False) if len(row) == self.ways else None
+        row[key] = value
+        return gone
+
+    def empty(self):
+        for row in self.rows:
+            row.clear()
+
+    def discard_if(self, unwanted):
+        for row in self.rows:
+            for key in [key for key in row if unwanted(*key)]:
+                del row[key]
+
+
+class Cache(LruRows):
+    def __init__(self, spec):
+        super().__init__(spec.size_bytes // 64 // spec.ways, spec.ways)
+
+    def get(self, line):
+        return self.row(line).get(line)
+
+    def newest(self, line):
+        self.row(line).move_to_end(line)
+
+    def lose(self, line):
+        return self.row(line).pop(line, None)
+
+
+class Tlb(LruRows):
+    """Keys are (page number, size, owner); owner is a root or EVERYBODY."""
+
+    def __init__(self, spec):
+        super().__init__(spec.entries // spec.ways, spec.ways)
+
+    def hit(self, number, size, root):
+        row = self.row(number)
+        for key in reversed(row):
+            if key[:2] == (number, size) and key[2] in (root, EVERYBODY):
+                row.move_to_end(key)
+                return True
+        return False
+
+    def add(self, number, size, owner):
+        self.insert(number, (number, size, owner), None)
+
+
+def page_number(vpn, size):
+    """Page numbers are those of a 57-bit unsigned va."""
+    return (vpn % (1 << 45)) >> (9 * {"4k": 0, "2m": 1, "1g": 2, "512g": 3}[size])
+
+
+SIZE = {1: "4k", 2: "2m", 3: "1g"}
+
+
+class Cpu:
+    def __init__(self, machine: MachineSpec, node: int):
+        self.node = node
+        self.l1i, self.l1d = Cache(machine.l1i), Cache(machine.l1d)
+        self.l2, self.llc = Cache(machine.l2), Cache(machine.llc)
+        tlbs = machine.tlbs
+        self.itlb = {"4k": Tlb(tlbs.itlb_4k), "2m": Tlb(tlbs.itlb_2m)}
+        self.dtlb = {"4k": Tlb(tlbs.dtlb_4k), "2m": Tlb(tlbs.dtlb_2m), "1g": Tlb(tlbs.dtlb_1g)}
+        self.stlb = Tlb(tlbs.stlb)
+        psc = machine.psc
+        self.psc = {2: Tlb(psc.pmd), 3: Tlb(psc.pud), 4: Tlb(psc.pgd)}
+        self.since_leading = None  # instructions since the window opened; None = closed
+
+    @property
+    def tlbs(self):
+        return [*self.itlb.values(), *self.dtlb.values(), self.stlb]
+
+    @property
+    def inner(self):
+        return [self.l1i, self.l1d, self.l2]
+
+    def forget(self):
+        for structure in [*self.tlbs, *self.psc.values(), *self.inner, self.llc]:
+            structure.empty()
+        self.since_leading = None
+
+
+class Twin:
+    def __init__(self, machine: MachineSpec, cpu_nodes, node_end_pfn):
+        self.machine = machine
+        self.node_end_pfn = [int(end) for end in node_end_pfn]
+        self.cpus = [Cpu(machine, node) for node in cpu_nodes]
+        self.served = Counter()
+        self.events = Counter()
+
+    def flush(self):
+        for cpu in self.cpus:
+            cpu.forget()
+
+    def run(self, cpu_number, records, pages):
+        cpu = self.cpus[cpu_number]
+        for record in records:
+            page = pages[record.page]
+            if record.kind in (CR3, INVLPG, FLUSH):
+                self.serialise(cpu, record.kind, page)
+            else:
+                self.reference(cpu, record, page)
+
+    # ------------------------------------------------------------------ one record
+
+    def serialise(self, cpu, kind, page):
+        cpu.since_leading = None
+        for psc in cpu.psc.values():
+            psc.empty()
+        if kind == CR3:
+            self.events["cr3_writes"] += 1
+            for tlb in cpu.tlbs:
+                tlb.discard_if(lambda number, size, owner: owner != EVERYBODY)
+        elif kind == FLUSH:
+            self.events["tlb_flushes"] += 1
+            for tlb in cpu.tlbs:
+                tlb.empty()
+        else:
+            self.events["invlpgs"] += 1
+
+            def covers(number, size, owner):
+                if size == "splinter of 1g":
+                    return number >> 9 == page_number(page.vpn, "1g")
+                return number == page_number(page.vpn, size)
+
+            for tlb in cpu.tlbs:
+                tlb.discard_if(covers)
+
+    def reference(self, cpu, record, page):
+        kind = record.kind
+        accesses = record.repeats or 1
+        self.events["references"] += accesses
+        side = "itlb" if kind == FETCH else "dtlb"
+        walked = self.translate(cpu, side, page)
+        # Whatever the first did, the rest of the run hits.
+        self.events[f"{side}_hits"] += accesses - 1
+
+        chain = []
+        for level in walked or ():
+            table, index = page.table[level], (page.vpn >> (9 * (level - 1))) % 512
+            service = self.access(cpu, cpu.l1d, (table * 4096 + index * 8) // 64, False)
+            chain.append((f"{kind}_walk", level, service))
+        l1 = cpu.l1i if kind == FETCH else cpu.l1d
+        own_service = self.access(cpu, l1, page.pfn * 64 + record.line, kind == STORE)
+
+        services = [service for _, _, service in chain]
+        if kind != STORE:
+            services.append(own_service)
+        overlap = self.overlap(cpu, kind, any(level in FAR for level, _ in services))
+        for access, level, service in chain:
+            self.served[access, level, page.region, *service, overlap] += 1
+        own_overlap = "overlapped" if kind == STORE else overlap
+        self.served[kind, 0, page.region, *own_service, own_overlap] += 1
+        if accesses > 1:
+            rest = "leading" if kind == FETCH else "overlapped"
+            self.served[kind, 0, page.region, "l1", cpu.node, rest] += accesses - 1
+
+        if kind == FETCH:
+            self.events["instructions"] += record.repeats
+            if cpu.since_leading is not None:
+                cpu.since_leading += record.repeats
+
+    def overlap(self, cpu, kind, is_long):
+        if kind == FETCH:
+            if is_long:
+                cpu.since_leading = None
+            return "leading"
+        window = self.machine.core.reorder_window
+        if not is_long:
+            return "overlapped"
+        if cpu.since_leading is not None and cpu.since_leading < window:
+            return "overlapped"
+        cpu.since_leading = 0
+        return "leading"
+
+    # ------------------------------------------------------------------ translation
+
+    def translate(self, cpu, side, page):
+        """Return the levels a walk reads, or None if a TLB had the page."""
+        owner = EVERYBODY if page.is_global else page.root
+        size = SIZE[page.leaf]
+        if side == "itlb":
+            array = cpu.itlb["4k" if size == "4k" else "2m"]
+            number = page_number(page.vpn, "4k" if size == "4k" else "2m")
+            name = "splinter of 1g" if size == "1g" else size
+        else:
+            array, number, name = cpu.dtlb[size], page_number(page.vpn, size), size
+        if array.hit(number, name, page.root):
+            self.events[f"{side}_hits"] += 1
+            return None
+        self.events[f"{side}_misses"] += 1
+        array.add(number, name, owner)
+        who = "fetch" if side == "itlb" else "data"
+        if size != "1g":
+            if cpu.stlb.hit(number, name, page.root):
+                self.events[f"stlb_{who}_hits"] += 1
+                return None
+            cpu.stlb.add(number, name, owner)
+        self.events[f"{who}_walks"] += 1
+        return self.walk(cpu, page)
+
+    def walk(self, cpu, page):
+        above = {2: "2m", 3: "1g", 4: "512g"}
+        levels = [level for level in (5, 4, 3, 2, 1) if level in page.table and level >= page.leaf]
+        for level in (2, 3, 4):
+            number = page_number(page.vpn, above[level])
+            if level > page.leaf and cpu.psc[level].hit(number, level, page.root):
+                self.events[f"psc_{ {2: 'pmd', 3: 'pud', 4: 'pgd'}[level] }_hits"] += 1
+                levels = [lower for lower in levels if lower < level]
+                break
+        else:
+            self.events["psc_misses"] += 1
+        for level in levels:
+            if level in above and level != page.leaf:
+                cpu.psc[level].add(page_number(page.vpn, above[level]), level, page.root)
+        return levels
+
+    # ------------------------------------------------------------------ caches
+
+    def access(self, cpu, l1, line, store):
+        service = self.lookup(cpu, l1, line, store)
+        entry = l1.get(line)
+        if store and not entry.dirty:
+            mine = cpu.llc.get(line)
+            if mine.right != "exclusive":
+                self.events["upgrades"] += 1
+                mine.right = "exclusive"
+                self.take_from_others(cpu, line)
+            entry.dirty = True
+        return service
+
+    def lookup(self, cpu, l1, line, store):
+        """Bring a line into L1 as newest; return (service, node)."""
+        if l1.get(line):
+            l1.newest(line)
+            return "l1", cpu.node
+        if cpu.l2.get(line):
+            cpu.l2.newest(line)
+            service = "l2", cpu.node
+        else:
+            if cpu.llc.get(line):
+                cpu.llc.newest(line)
+                service = "llc", cpu.node
+            else:
+                service, right = self.fetch_from_afar(cpu, line, store)
+                gone = cpu.llc.insert(line, line, Line(right=right))
+                if gone:
+                    self.leave(cpu, *gone)
+            gone = cpu.l2.insert(line, line, Line())
+            if gone:
+                self.events["l2_evictions"] += 1
+                if gone[1].dirty:
+                    cpu.llc.get(gone[0]).dirty = True
+        gone = l1.insert(line, line, Line())
+        if gone and gone[1].dirty:
+            (cpu.l2.get(gone[0]) or cpu.llc.get(gone[0])).dirty = True
+        return service
+
+    def leave(self, cpu, line, entry):
+        """A line leaves an inclusive LLC, and everything above it."""
+        self.events["llc_evictions"] += 1
+        dirty = entry.dirty
+        for cache in cpu.inner:
+            copy = cache.lose(line)
+            if copy:
+                self.events["back_invalidations"] += 1
+                dirty = dirty or copy.dirty
+        self.events["writebacks"] += dirty
+
+    def others(self, cpu, line):
+        return [other for other in self.cpus if other is not cpu and other.llc.get(line)]
+
+    def take_from_others(self, cpu, line):
+        for other in self.others(cpu, line):
+            self.events["remote_invalidations"] += 1
+            for cache in [other.llc, *other.inner]:
+                cache.lose(line)
+
+    def fetch_from_afar(self, cpu, line, store):
+        """Return ((service, node), right of the requester)."""
+        holders = self.others(cpu, line)
+        forwarders = [other for other in holders if other.llc.get(line).right != "shared"]
+        assert len(forwarders) <= 1
+        if forwarders:
+            service = "remote_llc", forwarders[0].node
+        else:
+            frame = line // 64
+            home = next(node for node, end in enumerate(self.node_end_pfn) if end > frame)
+            service = "dram", home
+        if store:
+            self.take_from_others(cpu, line)
+            return service, "exclusive"
+        for other in holders:
+            copies = [cache.get(line) for cache in (other.llc, other.l1d, other.l2)]
+            copies = [copy for copy in copies if copy]
+            self.events["writebacks"] += any(copy.dirty for copy in copies)
+            for copy in copies:
+                copy.dirty = False
+            other.llc.get(line).right = "shared"
+        return service, "forward" if holders else "exclusive"

@@ -1,0 +1,255 @@
+"""Laws that hold whatever the machine and the stream, and the exactness of `repeat`."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from numarep.memory.counts import Access, Counts, Event, Service, new_counts
+from numarep.memory.recency import EMPTY, FLAG_BITS
+from numarep.memory.system import flush, new_system, repeat, run
+from numarep.memory.view import DIRTY, FORWARD, SHARED
+from numarep.price import price, stalls
+from numarep.spec import CoreSpec, SpecError
+from tests.memory.cases import (
+    as_stream,
+    as_translations,
+    cache,
+    random_case,
+    random_records,
+    run_core,
+    small_machine,
+)
+from tests.twin import Page, Record
+
+SEEDS = st.integers(0, 2**32)
+RECORDS = st.integers(1, 300)
+
+
+def lines_in(system, cpu, structure):
+    """Rows of one cache: a list of lists of entries, most recent first."""
+    first = cpu * system.stride + structure.offset
+    rows = system.words[first : first + structure.sets * structure.ways]
+    return rows.reshape(structure.sets, structure.ways)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, RECORDS)
+def test_every_access_is_served_and_translated_once(seed, records):
+    case = random_case(seed, records)
+    _, counts = run_core(case)
+    served, events = counts
+    of = {e.name.lower(): int(events[e]) for e in Event}
+    fetches = int(served[Access.FETCH, 0].sum())
+    data = int(served[Access.LOAD : Access.STORE + 1, 0].sum())
+    assert of["references"] == fetches + data
+    assert of["itlb_hits"] + of["itlb_misses"] == fetches
+    assert of["dtlb_hits"] + of["dtlb_misses"] == data
+    assert of["itlb_misses"] == of["stlb_fetch_hits"] + of["fetch_walks"]
+    assert of["dtlb_misses"] == of["stlb_data_hits"] + of["data_walks"]
+    starts = sum(of[f"psc_{name}"] for name in ("pmd_hits", "pud_hits", "pgd_hits", "misses"))
+    assert of["fetch_walks"] + of["data_walks"] == starts
+    assert served[: Access.FETCH_WALK, 1:].sum() == 0
+    assert served[Access.FETCH_WALK :, 0].sum() == 0
+    instructions = sum(
+        record.repeats for _, turn in case.turns for record in turn if record.kind == "fetch"
+    )
+    assert of["instructions"] == instructions
+    # The first level of a walk that missed every PSC is its root: never fewer reads than that.
+    assert served[Access.FETCH_WALK :, 4:].sum() >= of["psc_misses"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, RECORDS)
+def test_llc_holds_all_above_it_and_lines_have_one_owner(seed, records):
+    case = random_case(seed, records)
+    system, _ = run_core(case)
+    l1i, l1d, l2, llc = system.caches
+    owners: dict[int, list[int]] = {}
+    for cpu in range(len(case.cpu_nodes)):
+        llc_rows = lines_in(system, cpu, llc)
+        held = {int(entry) >> FLAG_BITS: int(entry) for entry in llc_rows.flat if entry != EMPTY}
+        for line, entry in held.items():
+            owners.setdefault(line, []).append(entry)
+        for structure in (l1i, l1d, l2, llc):
+            for row, entries in enumerate(lines_in(system, cpu, structure)):
+                full = [int(entry) for entry in entries if entry != EMPTY]
+                assert (entries[len(full) :] == EMPTY).all()
+                lines = [entry >> FLAG_BITS for entry in full]
+                assert len(set(lines)) == len(lines)
+                assert all(line in held and line % structure.sets == row for line in lines)
+                dirty = [entry >> FLAG_BITS for entry in full if entry & DIRTY]
+                assert not any(held[line] & (SHARED | FORWARD) for line in dirty)
+        assert not (lines_in(system, cpu, l1i) & DIRTY)[lines_in(system, cpu, l1i) != EMPTY].any()
+    for entries in owners.values():
+        if len(entries) > 1:
+            assert all(entry & (SHARED | FORWARD) for entry in entries)
+        assert sum(not entry & SHARED for entry in entries) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 60), st.integers(0, 40), st.booleans())
+def test_repeat_equals_the_loop(seed, records, times, is_warm):
+    case = random_case(seed, records if is_warm else 0)
+    rng = random.Random(seed)
+    stream = as_stream(random_records(rng, len(case.pages), records))
+    translations = as_translations(case.pages)
+    cpu = rng.randrange(len(case.cpu_nodes))
+    (one, looped), (two, repeated) = run_core(case), run_core(case)
+    for _ in range(times):
+        run(one, cpu, stream, translations, 0, records, looped)
+    simulated = repeat(two, cpu, stream, translations, times, repeated)
+    event("shortened" if simulated < times else "simulated in full")
+    assert simulated <= times
+    assert (looped.served == repeated.served).all()
+    assert (looped.events == repeated.events).all()
+    assert (one.words == two.words).all()
+    assert (one.window_left == two.window_left).all()
+
+
+def test_repeat_stops_simulating_a_steady_loop():
+    case = random_case(3, 0)
+    pages = as_translations(case.pages)
+    stream = as_stream([Record("fetch", 0, 0, 5), Record("load", 0, 0, 1)])
+    system, counts = case.system(), case.counts()
+    assert repeat(system, 0, stream, pages, 10**9, counts) < 10
+    assert counts.events[Event.INSTRUCTIONS] == 5 * 10**9
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, RECORDS)
+def test_flushed_system_equals_a_new_one(seed, records):
+    case = random_case(seed, records)
+    system, fresh = run_core(case)
+    flush(system)
+    new = case.system()
+    assert (system.words == new.words).all()
+    assert (system.window_left == new.window_left).all()
+    _, again = run_core(case, system)
+    assert (again.served == fresh.served).all()
+    assert (again.events == fresh.events).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(1, 4))
+def test_more_ways_never_miss_more(seed, sets):
+    """The stack property: one LRU cache, all else out of the way."""
+    rng = random.Random(seed)
+    pages = [Page(0, 3, 3, True, 0, {3: 1, 4: 0}, 0)]
+    records = [Record("load", 0, rng.randrange(24), 1) for _ in range(200)]
+    stream, translations = as_stream(records), as_translations(pages)
+    misses = []
+    for ways in range(1, 9):
+        machine = replace(
+            small_machine(rng, 1), l1d=cache(sets, ways), l2=cache(64, 4), llc=cache(64, 8)
+        )
+        counts, system = new_counts(1, 1), new_system(machine, (0,), np.array([8]))
+        run(system, 0, stream, translations, 0, len(records), counts)
+        misses.append(int(counts.served[Access.LOAD, 0, 0, Service.L2 :].sum()))
+    assert misses == sorted(misses, reverse=True)
+
+
+@pytest.mark.parametrize(("leaf", "levels"), [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5)])
+def test_cold_walk_is_the_sum_of_its_steps(leaf, levels):
+    """One cold load with its tables on node 1: each level's read and the access, all from DRAM."""
+    rng = random.Random(leaf)
+    machine = small_machine(rng, 2, CoreSpec(ghz=2.0, base_ipc=1.0, reorder_window=10))
+    table = {level: 10 + level for level in range(leaf, levels + 1)}
+    pages = as_translations([Page(5, 2, leaf, False, 10 + levels, table, 1)])
+    counts, system = new_counts(2, 3), new_system(machine, (0,), np.array([10, 20]))
+    run(system, 0, as_stream([Record("load", 0, 0, 1)]), pages, 0, 1, counts)
+    for level in range(leaf, levels + 1):
+        assert counts.served[Access.LOAD_WALK, level, 1, Service.DRAM, 1, 0] == 1
+    assert counts.served[Access.LOAD, 0, 1, Service.DRAM, 0, 0] == 1
+    assert counts.served.sum() == levels - leaf + 2
+    dram, l1_ns = machine.latency.dram_ns[0], machine.latency.l1_cycles / 2.0
+    expected = (levels - leaf + 1) * dram[1] + dram[0] - l1_ns
+    assert price(counts, machine, 0).time_ns == pytest.approx(expected)
+
+
+def test_price_of_a_hand_made_run():
+    machine = small_machine(random.Random(1), 2, CoreSpec(ghz=2.0, base_ipc=2.0, reorder_window=1))
+    counts = new_counts(2, 1)
+    counts.events[Event.INSTRUCTIONS] = 400
+    counts.events[Event.CR3_WRITES] = 2
+    counts.events[Event.TLB_FLUSHES] = 1
+    counts.events[Event.INVLPGS] = 3
+    counts.events[Event.STLB_FETCH_HITS] = 4
+    counts.events[Event.STLB_DATA_HITS] = 5
+    counts.served[Access.FETCH, 0, 0, Service.L1, 1, 0] = 400
+    counts.served[Access.FETCH, 0, 0, Service.L2, 1, 0] = 10
+    counts.served[Access.LOAD, 0, 0, Service.REMOTE_LLC, 0, 0] = 3
+    counts.served[Access.LOAD_WALK, 2, 0, Service.L1, 1, 1] = 7
+    counts.served[Access.STORE, 0, 0, Service.DRAM, 0, 1] = 2
+    base = 400 / 2 / 2 + 3 * 100 / 2 + 3 * 90 / 2 + 4 * 7 / 2
+    fetch = 10 * (12 - 4) / 2
+    load = 3 * (machine.latency.remote_llc_ns[1][0] - 2)
+    rest = 7 * 2 + 2 * (machine.latency.dram_ns[1][0] - 2) + 5 * 7 / 2
+    priced = price(counts, machine, 1)
+    assert priced == pytest.approx((base + fetch + load, base + fetch + load + rest, base + fetch))
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, RECORDS)
+def test_bounds_enclose_the_time(seed, records):
+    case = random_case(seed, records)
+    _, counts = run_core(case)
+    for node in range(case.machine.nodes):
+        priced = price(counts, case.machine, node)
+        assert 0 <= priced.time_overlapped_ns <= priced.time_ns <= priced.time_serial_ns
+        stall_ns = stalls(counts, case.machine, node)
+        assert stall_ns.shape == counts.served.shape
+        assert (stall_ns >= 0).all()
+        assert not stall_ns[counts.served == 0].any()
+
+
+def test_counts_add_up_over_slices():
+    case = random_case(11, 200)
+    _, whole = run_core(case)
+    parts = case.counts()
+    system = case.system()
+    for cpu, records in case.turns:
+        for at in range(len(records)):
+            stream = as_stream(records)
+            run(system, cpu, stream, as_translations(case.pages), at, at + 1, parts)
+    assert all((a == b).all() for a, b in zip(whole, Counts(*parts), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cpu_nodes", "ends", "message"),
+    [
+        ((), [10, 20], "cpu_nodes: expected nodes 0 to 1"),
+        ((0, 2), [10, 20], "cpu_nodes: expected nodes 0 to 1"),
+        ((1, 1), [10, 20], "at most one modelled CPU a node"),
+        ((0,), [10], "node_end_pfn: expected 2 rising ends"),
+        ((0,), [20, 10], "node_end_pfn: expected 2 rising ends"),
+    ],
+)
+def test_impossible_systems_are_refused(cpu_nodes, ends, message):
+    with pytest.raises(SpecError, match=message):
+        new_system(small_machine(random.Random(0), 2), cpu_nodes, np.array(ends))
+
+
+def test_input_compiled_code_could_not_index_by_is_refused():
+    machine = small_machine(random.Random(0), 2)
+    system = new_system(machine, (0,), np.array([10, 20]))
+    stream = as_stream([Record("load", 0, 0, 1)])
+    page = Page(5, 2, 1, False, 4, {1: 1, 2: 2, 3: 3, 4: 4}, 1)
+
+    def attempt(page, counts, cpu=0, stop=1):
+        run(system, cpu, stream, as_translations([page]), 0, stop, counts)
+
+    good = new_counts(2, 2)
+    with pytest.raises(ValueError, match="frame 20 is beyond"):
+        attempt(page._replace(pfn=20), good)
+    with pytest.raises(ValueError, match="region: expected 0 to 1"):
+        attempt(page._replace(region=2), good)
+    with pytest.raises(ValueError, match="counts: expected 2 nodes"):
+        attempt(page, new_counts(1, 2))
+    with pytest.raises(ValueError, match="cpu: expected 0 to 0"):
+        attempt(page, good, cpu=1)
+    with pytest.raises(ValueError, match="records"):
+        attempt(page, good, stop=2)

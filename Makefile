@@ -1,0 +1,53 @@
+# make sweep [ARGS="workload=kill out=/tmp/kill"]   install what it needs, run the main job
+# make test                                         install what it needs, run every check
+# make constraints                                  pin the newest versions that fit pyproject.toml
+# Uses uv where it is installed, python3's venv and pip elsewhere.
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv)
+ARGS ?=
+
+ifdef UV
+venv = $(UV) venv --quiet --allow-existing $(VENV)
+install = $(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt
+else
+venv = $(PYTHON) -m venv $(VENV)
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+endif
+
+.PHONY: sweep test constraints
+.DEFAULT_GOAL := sweep
+
+sweep: $(VENV)/.sweep
+	@$(BIN)/python -m numarep.sweep $(ARGS)
+
+# Bounds are checked in a cache of its own: compiled code is cached without regard to that switch.
+test: $(VENV)/.test
+	@echo "== ruff format"; $(BIN)/ruff format --check --quiet .
+	@echo "== ruff check"; $(BIN)/ruff check --quiet .
+	@echo "== mypy"; $(BIN)/mypy
+	@echo "== import contracts"; said=$$($(BIN)/lint-imports --no-cache) || \
+	{ echo "$$said"; exit 1; }
+	@echo "== tests, compiled"; $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@echo "== the core as plain Python, every RuntimeWarning an error"; \
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 -W error::RuntimeWarning tests/memory
+	@echo "== the core with bounds checks"; \
+	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$$cache $(BIN)/python -m pytest -n 2 tests/memory
+
+constraints:
+	uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \
+	  --python-version 3.11 --all-extras --upgrade pyproject.toml -o constraints.txt
+
+$(VENV)/.sweep: pyproject.toml constraints.txt
+	@echo "== installing into $(VENV)"
+	@$(venv)
+	@$(install) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.sweep
+	@echo "== installing the checks"
+	@$(install) -e '.[test]'
+	@touch $@

@@ -1,0 +1,136 @@
+"""The seed table on a hand-made frame, against a golden file.
+
+Regenerate with `python -m tests.analysis.test_seed_table` and read the difference.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from analysis import seed_table
+from numarep.results import RUNS
+
+GOLDEN = Path(__file__).parent / "seed_table.txt"
+
+
+def run(
+    workload: str,
+    cache_state: str,
+    replication: str,
+    time_ns: float | None,
+    *,
+    cpu_node: int = 1,
+    seed: int = 1,
+    ghz: float = 2.6,
+) -> dict[str, object]:
+    spec = {"machine": {"core": {"ghz": ghz}}, "replication": {"name": replication}, "seed": seed}
+    finished = time_ns is not None
+    return {
+        "run_id": f"{workload}-{cache_state}-{replication}-{cpu_node}-{seed}-{ghz}",
+        "workload": workload,
+        "cache_state": cache_state,
+        "replication": replication,
+        "cpu_node": cpu_node,
+        "master_node": 0 if finished else None,
+        "seed": seed,
+        "home_llc": "cold",
+        "status": "ok" if finished else "failed",
+        "error": None if finished else "ValueError: no",
+        "time_ns": time_ns,
+        "time_serial_ns": time_ns and time_ns * (2 if replication == "none" else 1.5),
+        "time_overlapped_ns": time_ns and time_ns / 2,
+        "pair_id": f"{workload}-{cache_state}-{cpu_node}-{seed}-{ghz}",
+        "spec": json.dumps(spec),
+    }
+
+
+def frame(*runs: dict[str, object]) -> pl.DataFrame:
+    return pl.DataFrame([*runs], schema=pl.DataFrame(RUNS.empty_table()).schema)
+
+
+def study() -> pl.DataFrame:
+    """By hand: kill cold 1000 -> 800 is A 20, B 25; 1000 -> 700 is A 30, B 42.9; and so on."""
+    return frame(
+        run("kill", "cold", "none", 1000.0),
+        run("kill", "cold", "series", 800.0),
+        run("kill", "cold", "none", 1000.0, seed=2),
+        run("kill", "cold", "series", 700.0, seed=2),
+        run("kill", "cold", "none", 500.0, cpu_node=0),
+        run("kill", "cold", "series", 505.0, cpu_node=0),
+        run("fork_1", "cold", "none", 1000.0),
+        run("fork_1", "cold", "series", 690.0),  # A 31.0 is far from 42.7, B 44.9 is near
+        run("mount_proc", "cold", "none", 1000.0),
+        run("mount_proc", "cold", "series", 920.0),  # A 8.0 and B 8.7 are both near 4.1
+        run("open_close", "hot", "none", 1000.0),
+        run("open_close", "hot", "series", 1100.0),  # a loss
+        run("overlayfs", "hot", "none", 1000.0),
+        run("overlayfs", "hot", "series", 990.0),  # never published
+        run("fork_1", "hot", "none", 1000.0),
+        run("fork_1", "hot", "series", None),  # failed
+        run("mmap_locked", "hot", "series", 1000.0),  # its baseline did not run
+    )
+
+
+def printed(runs: pl.DataFrame) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    seed_table.show(runs, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_gains_by_hand() -> None:
+    kill = seed_table.gains(study()).row(by_predicate=pl.col("workload") == "kill", named=True)
+    assert kill["a"] == pytest.approx(25.0)
+    assert (kill["a_min"], kill["a_max"]) == (pytest.approx(20.0), pytest.approx(30.0))
+    assert kill["b"] == pytest.approx((25.0 + 100 * 3 / 7) / 2)
+    assert kill["a_serial"] == pytest.approx((40.0 + 47.5) / 2)
+    assert kill["a_overlapped"] == pytest.approx(25.0)
+    assert kill["a_local"] == pytest.approx(-1.0)
+    assert (kill["published"], kill["agrees"]) == (26.1, "A")
+
+
+def test_table_is_the_golden_one() -> None:
+    assert printed(study()) == GOLDEN.read_text(), __doc__
+
+
+def test_row_order_does_not_matter() -> None:
+    assert printed(study()[::-1]) == printed(study())
+
+
+def test_a_table_for_each_setting_that_varies() -> None:
+    pair = [
+        run("kill", "hot", name, time, ghz=ghz)
+        for ghz in (2.6, 3.0)
+        for name, time in (("none", 1000.0), ("series", 900.0 + ghz))
+    ]
+    table = seed_table.gains(frame(*pair))
+    assert table["variant"].to_list() == ["machine.core.ghz=2.6", "machine.core.ghz=3.0"]
+    assert table["a"].to_list() == [pytest.approx(9.74), pytest.approx(9.7)]
+
+
+def test_runs_without_a_baseline_are_listed() -> None:
+    text = printed(frame(run("kill", "hot", "series", 1234.5), run("kill", "cold", "none", None)))
+    assert "1.23" in text
+    assert "failed" in text
+    assert "2 runs, 1 failed" in text
+
+
+def test_many_runs_are_cut() -> None:
+    many = [run("kill", "hot", "none", 1.0, seed=seed) for seed in range(50)]
+    assert "and 10 more" in printed(frame(*many))
+
+
+def test_published_table_is_complete() -> None:
+    published = seed_table.published()
+    assert published.height == 14
+    assert published["workload"].n_unique() == 7
+    # The sum of the table as printed in the series' cover letter.
+    assert published["published"].sum() == pytest.approx(33.6 + 92.3)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(printed(study()))

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from numarep.linux.frames import Frames, colours_of
 from numarep.linux.image import Image, image_from_symbols
 from numarep.linux.layout import Region, aligned, regions
+from numarep.linux.relink import relink
 from numarep.linux.tables import PageTables, tables_from_snapshot
 from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
@@ -62,6 +63,7 @@ class _Captured:
     trace: Trace
     meta: CaptureMeta
     image: Image
+    symbols: pa.Table
     snapshot: pa.Table
 
 
@@ -128,8 +130,9 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     opened = open_dataset(dataset)
     name = capture_name(pti=pti, cpu_node=cpu_node, seed=seed)
     meta = opened.meta(name)
-    image = image_from_symbols(opened.symbols())
-    return _Captured(opened.trace(name, workload), meta, image, opened.tables(name))
+    symbols = opened.symbols()
+    image = image_from_symbols(symbols)
+    return _Captured(opened.trace(name, workload), meta, image, symbols, opened.tables(name))
 
 
 def _load(spec: RunSpec) -> _Window:
@@ -146,9 +149,11 @@ def _load(spec: RunSpec) -> _Window:
         raise SpecError(f"machine: {error}") from None
     tables = tables_from_snapshot(captured.snapshot, meta.levels)
     trace = _in_memory(captured.trace, ranges)
-    if kernel.layout == "aligned":
+    if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
+    if kernel.layout == "permuted":
+        trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
     return _Window(trace, meta, image, tables, ranges)
 
 

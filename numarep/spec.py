@@ -213,7 +213,9 @@ class KernelSpec(Spec):
     name: str
     dataset: str
     pti: bool
-    layout: Literal["captured", "aligned"]  # aligned: text and rodata in whole 2 MiB leaves (R6)
+    # aligned: text and rodata in whole 2 MiB leaves (R6); permuted: re-linked on top of that
+    layout: Literal["captured", "aligned", "permuted"]
+    layout_seed: int  # of the permutation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,7 +291,7 @@ class RunSpec(Spec):
             f"got {self.cpu_node}",
         )
         _require(
-            not self.replication.text or self.kernel.layout == "aligned",
+            not self.replication.text or self.kernel.layout != "captured",
             "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
         )
 

@@ -29,7 +29,13 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     folder = write_small_dataset(tmp_path_factory.mktemp("small"))
     run = {
         "machine": conf("machine/e5_2690_v3.yaml"),
-        "kernel": {"name": "small", "dataset": str(folder), "pti": False, "layout": "aligned"},
+        "kernel": {
+            "name": "small",
+            "dataset": str(folder),
+            "pti": False,
+            "layout": "aligned",
+            "layout_seed": 0,
+        },
         "workload": {"name": "fork", "trace": "fork", "iterations": 2},
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
@@ -147,6 +153,18 @@ def test_iterations_tile_the_captured_ones(baseline: RunSpec) -> None:
     one, two, seven = instructions(1), instructions(2), instructions(7)
     assert one < two
     assert seven == 3 * two + one
+
+
+def test_permuted_layouts_run_the_same_code_elsewhere(baseline: RunSpec) -> None:
+    def permuted(run: RunSpec, seed: int) -> RunSpec:
+        kernel = dataclasses.replace(run.kernel, layout="permuted", layout_seed=seed)
+        return dataclasses.replace(run, kernel=kernel)
+
+    one = simulate(permuted(baseline, 1)).counts
+    assert one.events[Event.REFERENCES] == simulate(baseline).counts.events[Event.REFERENCES]
+    assert same_counts(one, simulate(permuted(baseline, 1)).counts)
+    at_home = on_node(permuted(baseline, 1), 0)
+    assert same_counts(simulate(series(at_home, costs="waived")).counts, simulate(at_home).counts)
 
 
 def test_device_memory_is_left_out(tmp_path: Path, baseline: RunSpec) -> None:

@@ -25,8 +25,8 @@ sweep: $(VENV)/.sweep
 
 # Bounds are checked in a cache of its own: compiled code is cached without regard to that switch.
 test: $(VENV)/.test
-	@echo "== ruff format"; $(BIN)/ruff format --check --quiet .
-	@echo "== ruff check"; $(BIN)/ruff check --quiet .
+	@echo "== ruff format"; $(BIN)/ruff format --check .
+	@echo "== ruff check"; $(BIN)/ruff check .
 	@echo "== mypy"; $(BIN)/mypy
 	@echo "== import contracts"; said=$$($(BIN)/lint-imports --no-cache) || \
 	{ echo "$$said"; exit 1; }

@@ -86,8 +86,8 @@ def parse_executor(mapping: dict[str, Any]) -> ExecutorSpec:
     return parse(_KINDS[kind], mapping, "executor")
 
 
-def start(spec: ExecutorSpec) -> AbstractContextManager[tuple[Run, int]]:
-    """Start an executor: yields how to run batches, and the number of workers.
+def start(spec: ExecutorSpec) -> AbstractContextManager[Run]:
+    """Start an executor: yields how to run batches.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def start(spec: ExecutorSpec) -> AbstractContextManager[tuple[Run, int]]:
 
 
 @contextmanager
-def _serial() -> Iterator[tuple[Run, int]]:
-    yield lambda batches: map(run_batch, batches), 1
+def _serial() -> Iterator[Run]:
+    yield lambda batches: map(run_batch, batches)
 
 
 @contextmanager
-def _ray(spec: RaySpec) -> Iterator[tuple[Run, int]]:
+def _ray(spec: RaySpec) -> Iterator[Run]:
     os.environ.update({key: os.environ.get(key, value) for key, value in RAY_ENV.items()})
     if spec.address is not None:
         _require_answer(spec.address)
@@ -130,21 +130,22 @@ def _ray(spec: RaySpec) -> Iterator[tuple[Run, int]]:
             f"executor: no Ray on {spec.address or 'this host'}: {reason}"
         ) from None
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        workers = max(1, int(resources.get("CPU", 1)))
-        yield lambda batches: _on_ray(batches, spec, workers), workers
+        yield lambda batches: _on_ray(batches, spec)
     finally:
         ray.shutdown()
 
 
-def _on_ray(batches: list[Batch], spec: RaySpec, workers: int) -> Iterator[Done]:
+def _on_ray(batches: list[Batch], spec: RaySpec) -> Iterator[Done]:
     import ray
 
     remote = ray.remote(max_retries=spec.max_retries)(run_batch)
     waiting = list(reversed(batches))
     in_flight: dict[Any, Batch] = {}
     while waiting or in_flight:
-        while waiting and len(in_flight) < workers * spec.in_flight_per_cpu:
+        # Asked again and again, because hosts come and go.
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        limit = max(1, int(resources.get("CPU", 1))) * spec.in_flight_per_cpu
+        while waiting and len(in_flight) < limit:
             batch = waiting.pop()
             in_flight[remote.remote(batch)] = batch
         ready, _ = ray.wait(list(in_flight), num_returns=1)

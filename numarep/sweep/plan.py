@@ -14,8 +14,8 @@ from numarep.spec import RunSpec, parse
 from numarep.sweep.task import Batch, State, load_model
 from numarep.workload.dataset import open_dataset
 
-# Enough tasks that workers finish together, so few that a task's cost and shard don't matter.
-TASKS_PER_WORKER = 32
+# Enough tasks for a large cluster, so few that a task's own cost and its shard don't matter.
+TASKS = 1024
 POINTS_PER_STATE = 1000
 
 
@@ -70,10 +70,10 @@ def group_states(
     ]
 
 
-def batches(states: list[State], study: str, model: str, workers: int) -> list[Batch]:
+def batches(states: list[State], study: str, model: str) -> list[Batch]:
     """Cut states into batches, one task each."""
-    size = math.ceil(len(states) / (TASKS_PER_WORKER * workers))
+    size = math.ceil(len(states) / TASKS) or 1
     return [
         Batch(study, model, tuple(states[start : start + size]))
-        for start in range(0, len(states), max(size, 1))
+        for start in range(0, len(states), size)
     ]

@@ -111,8 +111,8 @@ def _tasks(
     console.print(
         f"{len(missing)} of {len(plan.points)} runs to do, {len(states)} states to simulate"
     )
-    with start(executor) as (run, workers):
-        yield batches(states, study.name, model, workers), run
+    with start(executor) as run:
+        yield batches(states, study.name, model), run
 
 
 def _execute(

@@ -1,10 +1,11 @@
 """Speed of the latency core: `python -m tests.benchmarks.core`, one JSON object a line.
 
 Streams: `hostile` jumps 64 bytes or more at every fetch over 2 MiB of Zipf text, with Zipf data
-over 64 MiB and a stream of stores; `moderate` fetches 16-byte blocks and touches data in bursts of
-four words; both as the run-length coded records of a trace. Bundled traces follow, if there are
-any. Where pycachesim is installed, its three cache levels (no TLB, no walks, no second socket) run
-over the same lines, one call a run of equal kinds, in the same process; `ratio` is ours over its.
+over 64 MiB and a stream of stores; `moderate` fetches runs of lines and touches the same data in
+bursts of four words; `local` does so in 256 KiB. All are the run-length coded records of a trace.
+Bundled traces follow. Where pycachesim is installed, its three cache levels (no TLB, no walks, no
+second socket, loads only) run over the same references in the same process; `ratio` is its time
+over ours.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, Translations, new_system, run
 from numarep.spec import MachineSpec, parse
 from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
+from tests.memory.real import bundled
 
 CONF = Path(__file__).parents[2] / "conf"
 TEXT_PAGES, DATA_PAGES = 512, 16384
@@ -55,39 +57,48 @@ def zipf_lines(rng: np.random.Generator, lines: int, n: int) -> NDArray[np.int64
 
 
 def synthetic(name: str, n: int) -> tuple[Stream, Translations]:
-    """About n records of the `hostile` or `moderate` stream."""
+    """About n records of the `hostile`, `moderate` or `local` stream."""
     rng = np.random.default_rng(1)
-    hostile = name == "hostile"
     text_lines, data_lines = TEXT_PAGES * LINES_PER_PAGE, DATA_PAGES * LINES_PER_PAGE
     kind = np.tile(np.array([0, 1, 0, 1, 0, 2], np.uint8), n // 6)
     n = len(kind)
-    line = zipf_lines(rng, data_lines, n)
-    if hostile:
+    hot_lines = {"hostile": data_lines, "moderate": data_lines, "local": 4096}[name]
+    line = zipf_lines(rng, hot_lines, n)
+    if name == "hostile":
         line[kind == Kind.FETCH] = zipf_lines(rng, text_lines, n // 2)
         line[5::6] = np.arange(n // 6) // 8 % data_lines
     else:
-        # Blocks of 16 bytes: about four in five fetch records follow on from the last.
-        step = np.where(rng.random(n // 2) < 0.2, zipf_lines(rng, text_lines, n // 2), 1)
-        line[kind == Kind.FETCH] = np.cumsum(step) % text_lines
+        # About four in five fetch records follow on from the last.
+        far = zipf_lines(rng, min(text_lines, hot_lines), n // 2)
+        jump = rng.random(n // 2) < 0.2
+        index = np.arange(n // 2)
+        start = np.maximum.accumulate(np.where(jump, index, 0))
+        line[kind == Kind.FETCH] = (far[start] + index - start) % text_lines
     line[kind != Kind.FETCH] += text_lines
-    repeats = np.ones(n, np.int32) if hostile else np.full(n, 4, np.int32)
+    repeats = np.ones(n, np.int32) if name == "hostile" else np.full(n, 4, np.int32)
     page = (line // LINES_PER_PAGE).astype(np.int32)
     within = (line % LINES_PER_PAGE).astype(np.uint8)
     return Stream(kind, page, within, repeats), linear_translations(TEXT_PAGES + DATA_PAGES)
 
 
-def bundled() -> Iterator[tuple[str, Stream, Translations]]:
-    """Yield bundled traces, if this checkout has any."""
-    yield from ()
+def bundled_streams() -> Iterator[tuple[str, Stream, Translations, NDArray[np.int64]]]:
+    """Yield some bundled traces."""
+    for capture, workload in (("pti-on_node1_seed1", "fork_1024"), ("pti-off_node0_seed1", "kill")):
+        stream, translations, ends = bundled(capture, workload)
+        yield f"{workload} ({capture})", stream, translations, ends
 
 
 def seconds_of(
-    machine: MachineSpec, stream: Stream, translations: Translations, rounds: int
+    machine: MachineSpec,
+    stream: Stream,
+    translations: Translations,
+    ends: NDArray[np.int64],
+    rounds: int,
 ) -> float:
     """Best time of a warm pass over the whole stream."""
-    system = new_system(machine, tuple(range(machine.nodes)), np.arange(1, machine.nodes + 1) << 22)
+    system = new_system(machine, tuple(range(machine.nodes)), ends)
     counts = new_counts(machine.nodes, int(translations.region.max()) + 1)
-    run(system, 0, stream, translations, 0, min(1, len(stream.kind)), counts)
+    run(system, 0, stream, translations, 0, len(stream.kind), counts)
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
@@ -96,28 +107,35 @@ def seconds_of(
     return best
 
 
-def pycachesim_seconds(machine: MachineSpec, stream: Stream, translations: Translations) -> float:
-    """Time pycachesim's three levels on the same lines; raises ImportError without it."""
-    cachesim = importlib.import_module("cachesim")
-    levels: dict[str, Any] = {}
-    memory = cachesim.MainMemory()
-    below = None
+def pycachesim_seconds(
+    machine: MachineSpec, stream: Stream, translations: Translations, rounds: int
+) -> float:
+    """Best warm time of pycachesim's three levels on the same references, all as loads.
+
+    Raises ImportError without pycachesim. Its sets are a power of two: the LLC is rounded up.
+    """
+    cachesim: Any = importlib.import_module("cachesim")
+    memory, below = cachesim.MainMemory(), None
+    levels = []
     for name, spec in (("L3", machine.llc), ("L2", machine.l2), ("L1", machine.l1d)):
+        sets = 1 << (spec.sets - 1).bit_length()
         below = cachesim.Cache(
-            name, spec.sets, spec.ways, LINE_BYTES, "LRU", store_to=below, load_from=below
+            name, sets, spec.ways, LINE_BYTES, "LRU", store_to=below, load_from=below
         )
-        levels[name] = below
-    memory.load_to(levels["L3"])
-    memory.store_from(levels["L3"])
-    simulator = cachesim.CacheSimulator(levels["L1"], memory)
+        levels.append(below)
+    memory.load_to(levels[0])
+    memory.store_from(levels[0])
+    simulator = cachesim.CacheSimulator(levels[-1], memory)
     keep = stream.kind <= Kind.STORE
     page = stream.page[keep]
-    va = (translations.pfn[page] * LINES_PER_PAGE + stream.line[keep]) * LINE_BYTES
-    repeated = np.repeat(va, np.maximum(stream.repeats[keep], 1)).tolist()
-    start = time.perf_counter()
-    simulator.first_level.loadstore([(va, None) for va in ()]) if False else None
-    simulator.load(repeated, length=1)
-    return time.perf_counter() - start
+    pa = (translations.pfn[page] * LINES_PER_PAGE + stream.line[keep]) * LINE_BYTES
+    references = np.repeat(pa, np.maximum(stream.repeats[keep], 1)).tolist()
+    best = float("inf")
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        simulator.load(references)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def main() -> None:
@@ -127,9 +145,13 @@ def main() -> None:
     parser.add_argument("--machine", default="e5_2690_v3")
     arguments = parser.parse_args()
     machine = machine_preset(arguments.machine)
-    streams = [(name, *synthetic(name, arguments.records)) for name in ("hostile", "moderate")]
-    for name, stream, translations in [*streams, *bundled()]:
-        best = seconds_of(machine, stream, translations, arguments.rounds)
+    ends = np.arange(1, machine.nodes + 1) << 22
+    streams = [
+        (name, *synthetic(name, arguments.records), ends)
+        for name in ("hostile", "moderate", "local")
+    ]
+    for name, stream, translations, ends in [*streams, *bundled_streams()]:
+        best = seconds_of(machine, stream, translations, ends, arguments.rounds)
         records = len(stream.kind)
         references = int(np.maximum(stream.repeats, 1)[stream.kind <= Kind.STORE].sum())
         row: dict[str, Any] = {
@@ -142,7 +164,7 @@ def main() -> None:
             "million_references_per_s": round(references / best / 1e6, 2),
         }
         try:
-            theirs = pycachesim_seconds(machine, stream, translations)
+            theirs = pycachesim_seconds(machine, stream, translations, arguments.rounds)
         except ImportError:
             row["pycachesim"] = None
         else:

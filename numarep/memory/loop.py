@@ -28,7 +28,15 @@ from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.memory.hierarchy import access
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
-from numarep.memory.tlb import GLOBAL, Tlbs, clear_all, invalidate_page, is_cached, switch_root
+from numarep.memory.tlb import (
+    GLOBAL,
+    Found,
+    Tlbs,
+    clear_all,
+    find_page,
+    invalidate_page,
+    switch_root,
+)
 from numarep.memory.view import View
 from numarep.memory.walk import Pscs, Step, clear_pscs, walk
 from numarep.units import LINES_PER_PAGE
@@ -90,11 +98,11 @@ def _translate(
     words, events, base = view.words, view.events, view.cpu * view.stride
     vpn, leaf, root = translations.vpn[page], translations.leaf[page], translations.root[page]
     owner = GLOBAL if translations.is_global[page] else root
-    cached = is_cached(words, base, tlbs, is_fetch, vpn, leaf, root, owner)
-    if cached == 1:
+    found = find_page(words, base, tlbs, is_fetch, vpn, leaf, root, owner)
+    if found == Found.NEAR:
         return 0
     events[Event.ITLB_MISSES if is_fetch else Event.DTLB_MISSES] += 1
-    if cached == 2:
+    if found == Found.STLB:
         events[Event.STLB_FETCH_HITS if is_fetch else Event.STLB_DATA_HITS] += 1
         return 0
     events[Event.FETCH_WALKS if is_fetch else Event.DATA_WALKS] += 1

@@ -19,6 +19,7 @@ PCIDs: every CR3 write flushes what is not global.
 False
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -155,6 +156,14 @@ def clear(words: NDArray[np.int64], base: int, tlb: Tlb) -> None:
         words[word + tlb.roots] = EMPTY
 
 
+class Found(IntEnum):
+    """Where a translation was found."""
+
+    NOWHERE = 0
+    NEAR = 1  # in the first-level TLB of its side and size
+    STLB = 2
+
+
 class Tlbs(NamedTuple):
     """The TLBs of one CPU: first level by page size, second level shared by 4K and 2M."""
 
@@ -166,19 +175,19 @@ class Tlbs(NamedTuple):
     stlb: Tlb
 
 
-ITLB_4K, ITLB_2M, DTLB_4K, DTLB_2M, DTLB_1G, STLB = range(6)  # places in Tlbs
+ITLB_4K, ITLB_2M, DTLB_4K = range(3)  # places in Tlbs; the larger sizes' follow
 
 
 @jit
 def first_level(is_fetch: bool, leaf: int) -> int:
     """Return which first-level TLB caches a leaf; the ITLB holds 1G pages as 2M splinters."""
     if is_fetch:
-        return min(leaf - 1, ITLB_2M)
+        return min(ITLB_4K + leaf - 1, ITLB_2M)
     return DTLB_4K + leaf - 1
 
 
 @jit
-def is_cached(
+def find_page(
     words: NDArray[np.int64],
     base: int,
     tlbs: Tlbs,
@@ -193,20 +202,20 @@ def is_cached(
     Returns
     -------
     int
-        1 if the first level had it, 2 if the STLB had it, 0 if it must be walked for.
+        A `Found`.
     """
     near = tlbs[first_level(is_fetch, leaf)]
     # A splinter has the number of a 2M page and the tag of a 1G leaf, which INVLPG looks for.
     number = page_number(vpn, min(leaf, PMD) if is_fetch else leaf)
     if lookup(words, base, near, number, leaf, root):
-        return 1
+        return Found.NEAR.value
     fill(words, base, near, number, leaf, owner)
     if leaf == PUD:
-        return 0
+        return Found.NOWHERE.value
     if lookup(words, base, tlbs.stlb, number, leaf, root):
-        return 2
+        return Found.STLB.value
     fill(words, base, tlbs.stlb, number, leaf, owner)
-    return 0
+    return Found.NOWHERE.value
 
 
 @jit

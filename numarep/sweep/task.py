@@ -97,7 +97,7 @@ def peak_bytes() -> int:
 def one_line(error: BaseException) -> str:
     r"""Return an exception's type and first line.
 
-    >>> one_line(ValueError("bad row\\nmore"))
+    >>> one_line(ValueError("bad row\nmore"))
     'ValueError: bad row'
     """
     lines = str(error).splitlines()

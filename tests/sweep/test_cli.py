@@ -12,6 +12,9 @@ import pytest
 
 from numarep.results import SCHEMA_VERSION, scan_runs
 
+# 24 runs; the double can hold `kill`, which comes in the middle.
+GRID = ("workload=fork_1,kill,mount_proc", "seed=1")
+
 BAD = {
     "unknown machine": ("machine=e5_2690", "'e5_2690_v3'"),
     "unknown workload": ("workload=forkk_1", "'fork_1'"),
@@ -145,21 +148,20 @@ def test_a_failing_run_becomes_a_row_and_is_tried_again(
     dataset: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    grid = ("workload=kill,fork_1,mount_proc", "seed=1", "cpu_node=1")
     (dataset / "double").write_text("fail=fork_1")
-    assert sweep(*grid, f"out={tmp_path / 'out'}") == 1
+    assert sweep(*GRID, f"out={tmp_path / 'out'}") == 1
     captured = capsys.readouterr()
     assert "ArithmeticError: fork_1 can't run" in captured.err
-    assert "12 runs, 4 failed" in captured.out
+    assert "24 runs, 8 failed" in captured.out
     runs = scan_runs(tmp_path / "out").collect()
     failures = runs.filter(status="failed")
-    assert failures["workload"].to_list() == ["fork_1"] * 4
+    assert failures["workload"].to_list() == ["fork_1"] * 8
     assert set(failures["error"]) == {"ArithmeticError: fork_1 can't run"}
-    assert runs.filter(status="ok").height == 8
+    assert runs.filter(status="ok").height == 16
 
     (dataset / "double").unlink()
-    assert sweep(*grid, f"out={tmp_path / 'out'}") == 0
-    assert sweep(*grid, f"out={tmp_path / 'clean'}") == 0
+    assert sweep(*GRID, f"out={tmp_path / 'out'}") == 0
+    assert sweep(*GRID, f"out={tmp_path / 'clean'}") == 0
     assert_same_bytes(tmp_path / "out", tmp_path / "clean")
 
 
@@ -170,10 +172,10 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     out = tmp_path / "out"
-    assert sweep("seed=1", f"out={out}") == 0
+    assert sweep(*GRID, "cpu_node=0", f"out={out}") == 0
     before = (out / "runs.parquet").read_bytes()
     done = subprocess.run(
-        command("executor=serial", f"out={out}"),
+        command("executor=serial", *GRID, f"out={out}"),
         check=False,
         capture_output=True,
         text=True,
@@ -184,8 +186,9 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(
     assert "File too large; finished runs are kept" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert (out / "runs.parquet").read_bytes() == before
-    assert sweep(f"out={out}") == 0
-    assert sweep(f"out={tmp_path / 'clean'}") == 0
+    assert sweep(*GRID, f"out={out}") == 0
+    assert sweep(*GRID, f"out={tmp_path / 'clean'}") == 0
+    assert_same_bytes(out, tmp_path / "clean")
 
 
 @pytest.mark.parametrize(
@@ -206,9 +209,9 @@ def test_a_stopped_sweep_goes_on_to_the_same_bytes(
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     (dataset / "double").unlink()
-    assert 0 < scan_runs(out).collect().height < 112
-    assert sweep(f"out={out}") == 0
-    assert sweep(f"out={tmp_path / 'clean'}") == 0
+    assert 0 < scan_runs(out).collect().height < 24
+    assert sweep(*GRID, f"out={out}") == 0
+    assert sweep(*GRID, f"out={tmp_path / 'clean'}") == 0
     assert_same_bytes(out, tmp_path / "clean")
 
 
@@ -225,7 +228,7 @@ class blocked_sweep:  # noqa: N801 - a context manager
         self._pipe = folder / "pipe"
         os.mkfifo(self._pipe)
         (dataset / "double").write_text(f"hold={self._pipe}")
-        self._command = command("executor=serial", *overrides)
+        self._command = command("executor=serial", *GRID, *overrides)
 
     def __enter__(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(

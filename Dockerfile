@@ -7,9 +7,10 @@
 # Debian's own packages, with Debian's buildah (as root):
 #
 #   debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm base
-#   tar -C base -c . | buildah import ... is podman's; with buildah alone:
 #   c=$(buildah from scratch) && buildah add "$c" base / && buildah commit "$c" debian-base
 #   buildah bud --build-arg BASE=localhost/debian-base -t numarep .
+#   c=$(buildah from localhost/numarep) && buildah run "$c" python -m numarep.sweep
+# Inside a container of its own it also wants `--isolation chroot` and the vfs storage driver.
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 WORKDIR /src

@@ -47,7 +47,7 @@ from numarep.memory.tlb import Tlb, Tlbs
 from numarep.memory.view import Cache, View
 from numarep.memory.walk import Pscs, Step
 from numarep.spec import MachineSpec, SpecError
-from numarep.units import MAX_LEVELS
+from numarep.units import MAX_LEVELS, PUD
 
 WORDS_A_RECORD = 16  # of state copied and compared in the time one record is simulated in
 
@@ -168,6 +168,10 @@ def _frozen_translations(
     pages = len(frozen.vpn)
     if frozen.table.shape != (pages, MAX_LEVELS):
         raise ValueError(f"table: expected shape ({pages}, {MAX_LEVELS}), got {frozen.table.shape}")
+    if ((frozen.leaf < 0) | (frozen.leaf > PUD)).any():
+        raise ValueError(f"leaf: expected 0 to {PUD}")
+    if (frozen.pfn[frozen.leaf > 0] < 0).any():
+        raise ValueError("pfn: expected a frame for every translation")
     end = int(system.node_end_pfn[-1])
     last = max(int(frozen.pfn.max(initial=0)), int(frozen.table.max(initial=0)))
     if last >= end:

@@ -245,6 +245,10 @@ def test_input_compiled_code_could_not_index_by_is_refused():
     good = new_counts(2, 2)
     with pytest.raises(ValueError, match="frame 20 is beyond"):
         attempt(page._replace(pfn=20), good)
+    with pytest.raises(ValueError, match="pfn: expected a frame"):
+        attempt(page._replace(pfn=-1), good)
+    with pytest.raises(ValueError, match="leaf: expected 0 to 3"):
+        attempt(page._replace(leaf=4), good)
     with pytest.raises(ValueError, match="region: expected 0 to 1"):
         attempt(page._replace(region=2), good)
     with pytest.raises(ValueError, match="counts: expected 2 nodes"):

@@ -24,7 +24,7 @@ from tests.memory.real import bundled
 from tests.twin import Page, Record, Twin
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(seed=st.integers(0, 2**32), records=st.integers(1, 400))
 def test_equals_twin_count_for_count(seed, records):
     case = random_case(seed, records)

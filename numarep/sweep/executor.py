@@ -7,6 +7,7 @@ time, so that only the state that kills workers fails.
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -117,6 +118,7 @@ def _ray(spec: RaySpec) -> Iterator[Run]:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             logging_level=logging.ERROR,
@@ -129,6 +131,8 @@ def _ray(spec: RaySpec) -> Iterator[Run]:
         raise ExecutorError(
             f"executor: no Ray on {spec.address or 'this host'}: {reason}"
         ) from None
+    # Ray puts its own handler in, which dumps a stack.
+    signal.signal(signal.SIGTERM, on_term)
     try:
         yield lambda batches: _on_ray(batches, spec)
     finally:

@@ -1,4 +1,15 @@
-"""Reports on results folders; reads results only.
+"""Questions asked of results folders; reads results only.
+
+`load` opens a folder, `cases` turns its runs into one table, and each question is a module with a
+function that returns a frame:
+
+- `published.gains`, `published.requirements`: the published table beside the model's;
+- `stalls.stalls`: where the time goes;
+- `ablation.ablation`, `ablation.alignment`: what each part of the series gains;
+- `break_even.surface`: over latency ratio, LLC size and workload;
+- `sensitivity.sensitivity`: which assumed parameters move the gain;
+- `trust.checks`: laws and null tests the results must pass;
+- `own.own`: machines, kernels and workloads beside the published study's.
 
 >>> load("/nowhere")
 Traceback (most recent call last):
@@ -11,11 +22,15 @@ from pathlib import Path
 
 import polars as pl
 
-from numarep.results import scan_runs
+from analysis.cases import cases
+from analysis.pairs import pairs
+from numarep.results import scan_counts, scan_runs
+
+__all__ = ["cases", "load", "load_counts", "pairs"]
 
 
-def load(path: str | Path, run_ids: Iterable[str] | None = None) -> pl.DataFrame:
-    """Read the runs of a results folder, all or some, in order of their coordinates.
+def load(path: str | Path, run_ids: Iterable[str] | None = None) -> pl.LazyFrame:
+    """Scan the runs of a results folder, all or some; schema `numarep.results.RUNS`.
 
     Raises
     ------
@@ -23,8 +38,15 @@ def load(path: str | Path, run_ids: Iterable[str] | None = None) -> pl.DataFrame
         If the folder has no results or is of another schema version.
     """
     runs = scan_runs(path)
-    if run_ids is not None:
-        runs = runs.filter(pl.col("run_id").is_in(list(run_ids)))
-    return runs.collect().sort(
-        "machine", "kernel", "workload", "cache_state", "cpu_node", "seed", "replication", "run_id"
-    )
+    return runs if run_ids is None else runs.filter(pl.col("run_id").is_in(list(run_ids)))
+
+
+def load_counts(path: str | Path) -> pl.LazyFrame:
+    """Scan the counts of a results folder; schema `numarep.results.COUNTS`.
+
+    Raises
+    ------
+    ResultsError
+        If the folder has no results or is of another schema version.
+    """
+    return scan_counts(path)

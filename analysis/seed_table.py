@@ -1,17 +1,14 @@
-"""The published table beside the model's: gain of replication by workload, hot and cold.
+"""The published table beside the model's on the terminal: gain by workload, hot and cold.
 
-A run's baseline is the run that differs from it in replication only, which is `none` there. Gains
-follow both definitions that the published figures may have used, A = (old - new) / old and
-B = old / new - 1, in %. A cell agrees when either lies within 5 points of the published figure.
+Gains are `analysis.pairs`'s, in %. A cell agrees when either definition lies within 5 points of
+the published figure. What varies beside the table's own axes is a variant and makes a table of its
+own; kernel layouts (`kernel.layout_seed`) are summarised in the spread, as capture seeds are.
 
 >>> published().filter(workload="kill", cache_state="cold")["published"].item()
 26.1
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import yaml
@@ -20,18 +17,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-BASELINE = "none"
+from analysis.cases import cases, settings_of
+from analysis.pairs import pairs
+
 AGREE_POINTS = 5.0
 ROWS_SHOWN = 40
-# What the table spreads over its rows and columns; whatever else varies makes tables of its own.
-_OWN = {"workload", "cache_state", "cpu_node", "seed"}
+VARIANTS_SHOWN = 8
+TITLE = "Gain of replication in %, CPU on another node than the kernel's"
+# Spread over, not told apart.
+_SPREAD = {"kernel.layout_seed"}
+_SCENARIO = {"machine": "machine.name", "kernel": "kernel.name", "replication": "replication.name"}
 PROTOCOL = """\
-hot: one unmeasured pass before. cold: all caches, TLBs and paging-structure caches of both \
-sockets flushed once before the measured window. Loops are tiled from 32 captured iterations. \
-home_llc: {home_llc}.
-A = (old - new) / old, B = old / new - 1: mean over seeds; [min..max] by seed; band: from all \
-misses one after the other to all that can overlapping; node 0: the CPU on the kernel's own node; \
-agrees: the definitions within 5 points of what was published."""
+hot: one unmeasured pass before. cold: all caches, TLBs and paging-structure caches of all \
+sockets flushed once before the measured window. Loops are tiled from 32 captured iterations.{home}
+A = (old - new) / old, B = old / new - 1: mean over {spread}; [min..max] over the same; band: \
+from all misses one after the other to all that can overlapping; own node: the CPU on the \
+kernel's node; agrees: the definitions within 5 points of what was published."""
 
 
 def published() -> pl.DataFrame:
@@ -46,45 +47,43 @@ def published() -> pl.DataFrame:
     )
 
 
-def pairs(runs: pl.DataFrame) -> pl.DataFrame:
-    """Join every finished replicated run with its baseline, and compute its gains in %."""
-    finished = runs.filter(status="ok")
-    times = ("time_ns", "time_serial_ns", "time_overlapped_ns")
-    baseline = (
-        finished.filter(replication=BASELINE)
-        .unique("pair_id", keep="first", maintain_order=True)
-        .select("pair_id", *(pl.col(name).alias(f"old_{name}") for name in times))
-    )
-
-    def gain(name: str) -> pl.Expr:
-        return (1 - pl.col(name) / pl.col(f"old_{name}")) * 100
-
-    return (
-        finished.filter(pl.col("replication") != BASELINE)
-        .join(baseline, on="pair_id", maintain_order="left")
-        .with_columns(
-            a=gain("time_ns"),
-            b=(pl.col("old_time_ns") / pl.col("time_ns") - 1) * 100,
-            a_serial=gain("time_serial_ns"),
-            a_overlapped=gain("time_overlapped_ns"),
-            remote=pl.col("cpu_node") != pl.col("master_node"),
-        )
-    )
-
-
-def gains(runs: pl.DataFrame) -> pl.DataFrame:
+def gains(runs: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
     """Return one row per variant, workload and cache state, beside the published figure.
 
     Columns of gains in %: `a`, `a_min`, `a_max`, `b`, `a_serial`, `a_overlapped` for CPUs on other
     nodes than the kernel's, `a_local` on its own; `published`; and `agrees`, the definitions that
     lie within 5 points of it ("A", "B", "A, B", "no", null where nothing was published).
     """
-    paired = pairs(runs)
+    return _gains(_paired(runs))
+
+
+def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
+    """Print the table, or the runs themselves where no run has its baseline."""
+    paired = _paired(runs)
+    table = _gains(paired)
+    variants = table.partition_by("variant", maintain_order=True)
+    for rows in variants[:VARIANTS_SHOWN]:
+        console.print(_gain_table(rows["variant"][0], rows))
+    if table.is_empty():
+        console.print(_run_table(runs.lazy()))
+    else:
+        console.print(_protocol(paired), highlight=False, markup=False)
+    if len(variants) > VARIANTS_SHOWN:
+        console.print(f"and {len(variants) - VARIANTS_SHOWN} more tables: see analysis.report")
+    tally = runs.lazy().select(all=pl.len(), failed=(pl.col("status") == "failed").sum())
+    total, failed = tally.collect().row(0)
+    console.print(f"{total} runs, {failed} failed", highlight=False)
+
+
+def _paired(runs: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
+    """Return all pairs with the name of their variant, in order of their coordinates."""
+    paired = pairs(cases(runs.lazy())).sort("run_id").collect()
+    return paired.with_columns(variant=_variant(paired))
+
+
+def _gains(paired: pl.DataFrame) -> pl.DataFrame:
     remote = pl.col("remote")
-    rows = paired.with_columns(_variants(paired)).group_by(
-        "variant", "home_llc", "workload", "cache_state"
-    )
-    table = rows.agg(
+    table = paired.group_by("variant", "home_llc", "workload", "cache_state").agg(
         *(pl.col(n).filter(remote).mean() for n in ("a", "b", "a_serial", "a_overlapped")),
         a_min=pl.col("a").filter(remote).min(),
         a_max=pl.col("a").filter(remote).max(),
@@ -100,18 +99,6 @@ def gains(runs: pl.DataFrame) -> pl.DataFrame:
             *("a_serial", "a_overlapped", "a_local", "published", "agrees"),
         )
     )
-
-
-def show(runs: pl.DataFrame, console: Console) -> None:
-    """Print the table, or the runs themselves where no run has its baseline."""
-    table = gains(runs)
-    for (variant, home_llc), rows in table.group_by("variant", "home_llc", maintain_order=True):
-        console.print(_gain_table(str(variant), rows))
-        console.print(PROTOCOL.format(home_llc=home_llc), highlight=False, markup=False)
-    if table.is_empty():
-        console.print(_run_table(runs))
-    failures = runs.filter(status="failed")
-    console.print(f"{runs.height} runs, {failures.height} failed", highlight=False)
 
 
 def _agreement() -> pl.Expr:
@@ -130,26 +117,38 @@ def _agreement() -> pl.Expr:
     )
 
 
-def _variants(runs: pl.DataFrame) -> pl.Series:
-    """Name every run by the settings that vary between runs, outside the table's own."""
-    specs = [dict(_flat(json.loads(spec))) for spec in runs["spec"]]
-    keys = sorted({key for spec in specs for key in spec if key.split(".")[0] not in _OWN})
-    varying = [key for key in keys if len({repr(spec.get(key)) for spec in specs}) > 1]
-    labels = [" ".join(f"{key}={spec.get(key)}" for key in varying) for spec in specs]
-    return pl.Series("variant", labels, dtype=pl.String)
+def _variant(paired: pl.DataFrame) -> pl.Expr:
+    """Name every pair by the settings that vary between pairs, outside the table's own."""
+    columns = {name: name for name in settings_of(paired) if name not in _SPREAD}
+    columns |= _SCENARIO | {"layout": "kernel.layout", "home_llc": "home_llc"}
+    varying = sorted((label, name) for name, label in columns.items() if _varies(paired, name))
+    parts = [pl.format(f"{label}={{}}", pl.col(name).cast(pl.String)) for label, name in varying]
+    return pl.concat_str(parts, separator=" ", ignore_nulls=True) if parts else pl.lit("")
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(path, value)]
-    return [
-        item for key, below in value.items() for item in _flat(below, f"{path}.{key}".lstrip("."))
-    ]
+def _varies(frame: pl.DataFrame, name: str) -> bool:
+    return frame[name].n_unique() > 1
+
+
+def _protocol(paired: pl.DataFrame) -> str:
+    seeds, layouts = paired["seed"].n_unique(), _layouts(paired)
+    spread = f"{seeds} capture seeds" if seeds > 1 else "the one capture seed"
+    if layouts > 1:
+        spread += f" and {layouts} kernel layouts"
+    homes = paired["home_llc"].drop_nulls().unique()
+    home = f" home_llc: {homes[0]}." if len(homes) == 1 else ""
+    return PROTOCOL.format(home=home, spread=spread)
+
+
+def _layouts(paired: pl.DataFrame) -> int:
+    if "kernel.layout_seed" not in paired.columns:
+        return 1
+    permuted = paired.filter(pl.col("layout") == "permuted")
+    return permuted["kernel.layout_seed"].n_unique()
 
 
 def _gain_table(variant: str, rows: pl.DataFrame) -> Table:
-    title = "Gain of replication in %, CPU on node 1, the kernel on node 0"
-    caption = f"{title}\n{variant}" if variant else title
+    caption = f"{TITLE}\n{variant}" if variant else TITLE
     table = Table(
         title=caption,
         title_style="bold",
@@ -159,8 +158,8 @@ def _gain_table(variant: str, rows: pl.DataFrame) -> Table:
     )
     table.add_column("workload", no_wrap=True)
     table.add_column("caches")
-    for name in ("A", "by seed", "B", "band of A", "A, node 0", "published"):
-        table.add_column(name, justify="right")
+    for name in ("A", "[min..max]", "B", "band of A", "A, own node", "published"):
+        table.add_column(escape(name), justify="right")
     table.add_column("agrees")
     for row in rows.iter_rows(named=True):
         spread = f"[{_percent(row['a_min'])}..{_percent(row['a_max'])}]"
@@ -178,10 +177,11 @@ def _gain_table(variant: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def _run_table(runs: pl.DataFrame) -> Table:
+def _run_table(runs: pl.LazyFrame) -> Table:
     names = ("run_id", "workload", "cache_state", "replication", "cpu_node", "seed", "status")
-    table = Table(*names, "time_us", caption=_left_out(runs.height))
-    for row in runs.head(ROWS_SHOWN).iter_rows(named=True):
+    listed = runs.select(*names, "time_ns").sort(*names[1:], "run_id").collect()
+    table = Table(*names, "time_us", caption=_left_out(listed.height))
+    for row in listed.head(ROWS_SHOWN).iter_rows(named=True):
         time = "" if row["time_ns"] is None else f"{row['time_ns'] / 1000:.2f}"
         table.add_row(*(str(row[name]) for name in names), time)
     return table

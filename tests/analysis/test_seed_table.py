@@ -26,11 +26,20 @@ def run(
     cpu_node: int = 1,
     seed: int = 1,
     ghz: float = 2.6,
+    layout_seed: int | None = None,
 ) -> dict[str, object]:
-    spec = {"machine": {"core": {"ghz": ghz}}, "replication": {"name": replication}, "seed": seed}
+    kernel = {"layout_seed": layout_seed or 0}
+    spec = {
+        "machine": {"core": {"ghz": ghz}},
+        "kernel": kernel,
+        "replication": {"name": replication},
+        "seed": seed,
+    }
+    point = f"{workload}-{cache_state}-{cpu_node}-{seed}-{ghz}-{layout_seed}"
     finished = time_ns is not None
     return {
-        "run_id": f"{workload}-{cache_state}-{replication}-{cpu_node}-{seed}-{ghz}",
+        "run_id": f"{point}-{replication}",
+        "layout": "aligned" if layout_seed is None else "permuted",
         "workload": workload,
         "cache_state": cache_state,
         "replication": replication,
@@ -43,7 +52,7 @@ def run(
         "time_ns": time_ns,
         "time_serial_ns": time_ns and time_ns * (2 if replication == "none" else 1.5),
         "time_overlapped_ns": time_ns and time_ns / 2,
-        "pair_id": f"{workload}-{cache_state}-{cpu_node}-{seed}-{ghz}",
+        "pair_id": point,
         "spec": json.dumps(spec),
     }
 
@@ -110,6 +119,44 @@ def test_a_table_for_each_setting_that_varies() -> None:
     table = seed_table.gains(frame(*pair))
     assert table["variant"].to_list() == ["machine.core.ghz=2.6", "machine.core.ghz=3.0"]
     assert table["a"].to_list() == [pytest.approx(9.74), pytest.approx(9.7)]
+
+
+def layouts() -> pl.DataFrame:
+    """By hand: three layouts of which replication gains 10, 0 and -10 %."""
+    return frame(
+        *(run("kill", "hot", "none", 1000.0, layout_seed=seed) for seed in range(3)),
+        *(run("kill", "hot", "series", 900.0 + 100 * s, layout_seed=s) for s in range(3)),
+    )
+
+
+def test_layouts_are_spread_over_not_told_apart() -> None:
+    row = seed_table.gains(layouts()).row(0, named=True)
+    assert row["variant"] == ""
+    assert row["a"] == pytest.approx(0.0)
+    assert (row["a_min"], row["a_max"]) == (pytest.approx(-10.0), pytest.approx(10.0))
+    assert "over the one capture seed and 3 kernel layouts" in " ".join(printed(layouts()).split())
+
+
+def test_protocol_is_printed_once() -> None:
+    variants = [
+        run("kill", "hot", name, 1000.0, ghz=ghz)
+        for ghz in (2.0, 2.5, 3.0)
+        for name in ("none", "series")
+    ]
+    text = printed(frame(*variants))
+    assert text.count("Gain of replication") == 3
+    assert text.count("all caches") == 1
+
+
+def test_many_variants_are_cut() -> None:
+    variants = [
+        run("kill", "hot", name, 1000.0, ghz=1.0 + i)
+        for i in range(12)
+        for name in ("none", "series")
+    ]
+    text = printed(frame(*variants))
+    assert text.count("Gain of replication") == 8
+    assert "and 4 more tables" in text
 
 
 def test_runs_without_a_baseline_are_listed() -> None:

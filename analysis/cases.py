@@ -1,0 +1,195 @@
+"""Runs as a table of cases: coordinates, times and every setting that varies, without the spec.
+
+Settings are leaves of a run's spec under their dotted names (`machine.core.ghz`,
+`machine.latency.dram_ns.1.0`); only those that vary between runs become columns. Some settings are
+there always, because questions need them (`ALWAYS`, `rho`, `local_ns`). A million specs are larger
+than memory, so they are decoded while streaming.
+
+>>> [name for name, _ in leaves({"core": {"ghz": 2.6}, "rows": [[1, 2]]})]
+['core.ghz', 'rows.0.0', 'rows.0.1']
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+# Settings that are columns whether they vary or not.
+ALWAYS = (
+    "kernel.dataset",
+    "kernel.layout_seed",
+    "kernel.pti",
+    "machine.core.base_ipc",
+    "machine.core.ghz",
+    "machine.llc.size_bytes",
+    "replication.costs",
+    "replication.rodata",
+    "replication.tables",
+    "replication.text",
+)
+# Columns of the results that hold the same, under their own names.
+_COORDINATES = {
+    "machine.name",
+    "kernel.name",
+    "kernel.layout",
+    "workload.name",
+    "workload.trace",
+    "workload.iterations",
+    "replication.name",
+    "cache_state",
+    "home_llc",
+    "cpu_node",
+    "seed",
+}
+_SPEC = "_spec"
+
+
+def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
+    """Replace the spec of every run by columns of the settings that vary.
+
+    Parameters
+    ----------
+    runs : LazyFrame
+        Schema `numarep.results.RUNS`.
+
+    Returns
+    -------
+    LazyFrame
+        `runs` without `spec`; `ALWAYS`; `local_ns` and `rho`, the idle DRAM latency of the CPU's
+        own node and the ratio of the kernel's node to it; and one column for each setting that
+        varies. Held in memory: a second question costs no second decoding.
+    """
+    template = _template(runs)
+    wide = runs.with_columns(pl.col("spec").str.json_decode(_dtype(template)).alias(_SPEC))
+    settings = dict(leaves(template))
+    names = [name for name in settings if name in _varying(wide, settings) or name in ALWAYS]
+    return (
+        wide.select(
+            pl.exclude("spec", _SPEC),
+            *_dram(settings),
+            *(settings[name].alias(name) for name in names),
+        )
+        .collect(engine="streaming")
+        .lazy()
+    )
+
+
+def settings_of(frame: pl.LazyFrame | pl.DataFrame) -> list[str]:
+    """List the columns of `cases` that are settings of a spec."""
+    return [name for name in frame.lazy().collect_schema().names() if "." in name]
+
+
+def leaves(
+    template: Any, path: str = "", above: pl.Expr | None = None
+) -> list[tuple[str, pl.Expr]]:
+    """Name every leaf of a decoded spec and give the expression that reads it."""
+    column = pl.col(_SPEC) if above is None else above
+    if isinstance(template, Mapping):
+        below = [(key, column.struct.field(key)) for key in template]
+    elif isinstance(template, list):
+        steps = range(len(template))
+        below = [(str(i), column.list.get(i, null_on_oob=True)) for i in steps]
+    else:
+        return [(path, column)]
+    values = template.values() if isinstance(template, Mapping) else template
+    return [
+        leaf
+        for (key, expression), value in zip(below, values, strict=True)
+        for leaf in leaves(value, f"{path}.{key}".lstrip("."), expression)
+    ]
+
+
+def _template(runs: pl.LazyFrame) -> dict[str, Any]:
+    """Merge one spec of every combination of names: same names, same shape."""
+    names = ("machine", "kernel", "workload", "replication")
+    specs = runs.group_by(names).agg(pl.col("spec").min()).collect(engine="streaming")["spec"]
+    merged: dict[str, Any] = {}
+    for spec in specs.drop_nulls().sort():
+        merged = _merge(merged, json.loads(spec))
+    return merged
+
+
+def _merge(one: Any, other: Any) -> Any:
+    """Return the union of two specs' shapes, with the values of either."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: _merge(one.get(key), other.get(key)) for key in {**one, **other}}
+    if isinstance(one, list) and isinstance(other, list):
+        longer, shorter = sorted((one, other), key=len, reverse=True)
+        return [_merge(x, y) for x, y in zip(longer, shorter, strict=False)] + longer[
+            len(shorter) :
+        ]
+    return other if one is None else one
+
+
+def _dtype(template: Any) -> Any:
+    if isinstance(template, Mapping):
+        return pl.Struct({key: _dtype(value) for key, value in template.items()})
+    if isinstance(template, list):
+        return pl.List(_dtype(template[0]) if template else pl.Null)
+    kinds = {bool: pl.Boolean, int: pl.Int64, float: pl.Float64}
+    return kinds.get(type(template), pl.String)
+
+
+def _varying(wide: pl.LazyFrame, settings: Mapping[str, pl.Expr]) -> set[str]:
+    """Name the settings, beside the coordinates, that are not the same in all runs."""
+    asked = {name: leaf for name, leaf in settings.items() if name not in _COORDINATES}
+    differs = [
+        ((leaf.min() != leaf.max()) | (leaf.null_count() % pl.len() != 0)).alias(name)
+        for name, leaf in asked.items()
+    ]
+    if not differs:
+        return set()
+    row = wide.select(differs).collect(engine="streaming").row(0, named=True)
+    return {name for name, varies in row.items() if varies}
+
+
+def _dram(settings: Mapping[str, pl.Expr]) -> Iterator[pl.Expr]:
+    """Yield `local_ns` and `rho` as seen by the run's CPU."""
+    if not any(name.startswith("machine.latency.dram_ns.") for name in settings):
+        yield from (pl.lit(None, pl.Float64).alias(name) for name in ("local_ns", "rho"))
+        return
+    matrix = pl.col(_SPEC).struct.field("machine").struct.field("latency").struct.field("dram_ns")
+    row = matrix.list.get(pl.col("cpu_node"), null_on_oob=True)
+    local = row.list.get(pl.col("cpu_node"), null_on_oob=True)
+    yield local.alias("local_ns")
+    yield (row.list.get(pl.col("master_node"), null_on_oob=True) / local).alias("rho")
+
+
+def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> pl.DataFrame:
+    """Keep the rows of the largest study over some settings: all else the same in all its rows.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of `cases` or `pairs`.
+    axes : sequence of str
+        Columns, and prefixes of columns, that may vary. The others among `settings_of` and the
+        names of machine, kernel, layout and home LLC may not.
+    least : int
+        How many different values of the axes a study must have.
+
+    Returns
+    -------
+    DataFrame
+        Of the rows of `frame`, those of the settings with most values of the axes, then most rows,
+        then the first in order; empty if none has `least`.
+    """
+    scenario = ("machine", "kernel", "layout", "home_llc", "replication")
+    names = [name for name in (*scenario, *settings_of(frame)) if name in frame.columns]
+    free = [name for name in names if _among(name, axes)]
+    fixed = [name for name in names if name not in free and frame[name].n_unique() > 1]
+    values = pl.struct(free).n_unique() if free else pl.lit(1, pl.UInt32)
+    if not fixed:
+        return frame if frame.height and frame.select(values).item() >= least else frame.clear()
+    ranked = (
+        frame.group_by(fixed)
+        .agg(values.alias("_values"), pl.len().alias("_rows"))
+        .filter(pl.col("_values") >= least)
+        .sort("_values", "_rows", *fixed, descending=[True, True, *([False] * len(fixed))])
+    )
+    return frame.join(ranked.head(1), on=fixed, how="semi", nulls_equal=True, maintain_order="left")
+
+
+def _among(name: str, axes: Sequence[str]) -> bool:
+    return any(name == axis or name.startswith(f"{axis}.") for axis in axes)

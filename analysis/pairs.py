@@ -1,0 +1,69 @@
+"""Every replicated run beside its baseline, and what it gained.
+
+A run's baseline is the run that differs from it in replication only, which is `none` there. Gains
+follow both definitions that published figures may have used, in %: A = (old - new) / old and
+B = old / new - 1.
+
+>>> frame = pl.LazyFrame({"old_time_ns": [1000.0], "time_ns": [500.0]})
+>>> frame.select(a=gain_a(), b=gain_b()).collect().row(0)
+(50.0, 100.0)
+"""
+
+import polars as pl
+
+BASELINE = "none"
+TIMES = ("time_ns", "time_serial_ns", "time_overlapped_ns")
+
+
+def gain_a(time: str = "time_ns") -> pl.Expr:
+    """Return the gain by definition A of a time over the baseline's, in %."""
+    return (1 - pl.col(time) / pl.col(f"old_{time}")) * 100
+
+
+def gain_b(time: str = "time_ns") -> pl.Expr:
+    """Return the gain by definition B of a time over the baseline's, in %."""
+    return (pl.col(f"old_{time}") / pl.col(time) - 1) * 100
+
+
+def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
+    """Join every finished replicated run with its baseline.
+
+    Parameters
+    ----------
+    cases : LazyFrame
+        Of `analysis.cases`.
+
+    Returns
+    -------
+    LazyFrame
+        The replicated runs that have a baseline, with `old_run_id` and the baseline's times
+        (`old_time_ns`, ...); the gains `a`, `b`, `a_serial` and `a_overlapped` in %; `lower` and
+        `upper`, the bounds of `a`; `remote`, whether the CPU is on another node than the kernel.
+    """
+    finished = cases.filter(pl.col("status") == "ok")
+    baseline = (
+        finished.filter(pl.col("replication") == BASELINE)
+        .sort("run_id")
+        .unique("pair_id", keep="first", maintain_order=True)
+        .select("pair_id", *(pl.col(name).alias(f"old_{name}") for name in ("run_id", *TIMES)))
+    )
+    serial, overlapped = gain_a("time_serial_ns"), gain_a("time_overlapped_ns")
+    return (
+        finished.filter(pl.col("replication") != BASELINE)
+        .join(baseline, on="pair_id")
+        .with_columns(
+            a=gain_a(),
+            b=gain_b(),
+            a_serial=serial,
+            a_overlapped=overlapped,
+            lower=pl.min_horizontal(serial, overlapped, gain_a()),
+            upper=pl.max_horizontal(serial, overlapped, gain_a()),
+            remote=pl.col("cpu_node") != pl.col("master_node"),
+        )
+    )
+
+
+def remote_pairs(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return the pairs whose CPU is on another node than the kernel's, sorted."""
+    order = ("workload", "cache_state", "replication", "seed", "run_id")
+    return pairs(cases).filter("remote").sort(order).collect()

@@ -1,0 +1,94 @@
+"""Plans: every point once, every state once, traces checked before anything runs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from numarep.spec import RunSpec, parse
+from numarep.sweep import plan
+from numarep.sweep.__main__ import main
+from numarep.sweep.grid import expand
+from numarep.sweep.plan import batches, build_plan, group_states
+from numarep.workload.dataset import BUNDLED
+from tests.sweep.conftest import DOUBLE
+
+
+def points(*overrides: str, dataset: Path) -> dict[str, RunSpec]:
+    grid = expand(["study=single", f"kernel.dataset={dataset}", *overrides]).points
+    return build_plan(grid, DOUBLE).points
+
+
+def test_points_that_only_pricing_tells_apart_share_a_state(dataset: Path) -> None:
+    found = points("seed=1,2", "machine.latency.llc_ns=20.0,21.0,22.0", dataset=dataset)
+    states = group_states(found, {str(dataset): "checksum"}, DOUBLE)
+    assert len(found) == 6
+    assert [len(state.points) for state in states] == [3, 3]
+    assert {identity for state in states for identity, _ in state.points} == set(found)
+
+
+def test_equal_points_run_once(dataset: Path) -> None:
+    assert len(points("seed=1,1", "machine.core.ghz=2,2.0", dataset=dataset)) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_batches_hold_every_state_once_and_are_not_too_many(
+    limit: int, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "TASKS", limit)
+    states = group_states(
+        points("seed=range(0,7)", dataset=dataset), {str(dataset): "checksum"}, DOUBLE
+    )
+    cut = batches(states, "study", DOUBLE)
+    assert [state for batch in cut for state in batch.states] == states
+    assert len(cut) <= limit
+    assert [half.states for half in cut[0].split()] == [(state,) for state in cut[0].states]
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of the bundled dataset, to be damaged."""
+    folder = tmp_path / "copied"
+    shutil.copytree(BUNDLED / "debian-6.1", folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_trace_is_refused_before_anything_runs(
+    damage: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = copied / "pti-on_node1_seed2" / "kill.records.parquet"
+    content = trace.read_bytes()
+    if damage == "missing":
+        trace.unlink()
+    else:
+        flipped = bytes([content[50] ^ 1])
+        trace.write_bytes(
+            content[:-9] if damage == "truncated" else content[:50] + flipped + content[51:]
+        )
+    out = tmp_path / "out"
+    grid = ["study=single", "executor=serial", "workload=kill", "seed=1,2", f"out={out}"]
+    assert main([*grid, f"kernel.dataset={copied}"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert "kill.records.parquet" in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+
+
+def test_another_trace_than_captured_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    grid = ["study=single", "executor=serial", "workload.trace=kil", f"out={out}"]
+    assert main(grid) == 2
+    assert "'kill'" in capsys.readouterr().err
+    assert main([*grid, "workload.trace=kill", "seed=77"]) == 2
+    assert "no capture" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_every_study_and_group_names_captured_traces() -> None:
+    model = plan.load_model("numarep.sweep.model")
+    for overrides in (["study=seed_table"], ["study=single", "workload=glob(*)", "kernel=glob(*)"]):
+        model.check(parse(RunSpec, point) for point in expand(overrides).points)

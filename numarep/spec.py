@@ -162,6 +162,13 @@ class LatencySpec(Spec):
                 all(value > 0 for row in matrix for value in row),
                 f"{name}: expected positive latencies",
             )
+        for node, row in enumerate(self.remote_llc_ns):
+            near = min((ns for other, ns in enumerate(row) if other != node), default=self.llc_ns)
+            _require(
+                near >= self.llc_ns,
+                f"remote_llc_ns[{node}]: a remote LLC ({near} ns) is nearer than the local one "
+                f"({self.llc_ns} ns)",
+            )
         for node, row in enumerate(self.dram_ns):
             _require(
                 row[node] == min(row),

@@ -42,6 +42,8 @@ _COORDINATES = {
     "cpu_node",
     "seed",
 }
+# Columns of the results that tell scenarios apart, beside the settings.
+SCENARIO = ("machine", "kernel", "layout", "home_llc", "replication")
 _SPEC = "_spec"
 
 
@@ -164,8 +166,8 @@ def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> p
     frame : DataFrame
         Rows of `cases` or `pairs`.
     axes : sequence of str
-        Columns, and prefixes of columns, that may vary. The others among `settings_of` and the
-        names of machine, kernel, layout and home LLC may not.
+        Columns, and prefixes of columns, that may vary. Of the others, settings and the names in
+        `SCENARIO` may not.
     least : int
         How many different values of the axes a study must have.
 
@@ -175,20 +177,35 @@ def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> p
         Of the rows of `frame`, those of the settings with most values of the axes, then most rows,
         then the first in order; empty if none has `least`.
     """
-    scenario = ("machine", "kernel", "layout", "home_llc", "replication")
-    names = [name for name in (*scenario, *settings_of(frame)) if name in frame.columns]
-    free = [name for name in names if _among(name, axes)]
-    fixed = [name for name in names if name not in free and frame[name].n_unique() > 1]
+    free, fixed = _split(frame, axes)
     values = pl.struct(free).n_unique() if free else pl.lit(1, pl.UInt32)
-    if not fixed:
-        return frame if frame.height and frame.select(values).item() >= least else frame.clear()
     ranked = (
-        frame.group_by(fixed)
+        frame.group_by(fixed or [pl.lit(0).alias("_all")])
         .agg(values.alias("_values"), pl.len().alias("_rows"))
         .filter(pl.col("_values") >= least)
         .sort("_values", "_rows", *fixed, descending=[True, True, *([False] * len(fixed))])
     )
-    return frame.join(ranked.head(1), on=fixed, how="semi", nulls_equal=True, maintain_order="left")
+    return _only(frame, ranked.head(1), fixed)
+
+
+def alike(frame: pl.DataFrame, model: pl.DataFrame, axes: Sequence[str]) -> pl.DataFrame:
+    """Keep the rows that have the settings of `model`'s first row, but for the axes."""
+    fixed = _split(pl.concat([frame, model]), axes)[1]
+    return _only(frame, model.head(1), fixed)
+
+
+def _split(frame: pl.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the settings that are axes, and those that are not and yet vary."""
+    names = [name for name in (*SCENARIO, *settings_of(frame)) if name in frame.columns]
+    free = [name for name in names if _among(name, axes)]
+    fixed = [name for name in names if name not in free and frame[name].n_unique() > 1]
+    return free, fixed
+
+
+def _only(frame: pl.DataFrame, row: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    if row.is_empty() or not names:
+        return frame.clear() if row.is_empty() else frame
+    return frame.join(row, on=names, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def _among(name: str, axes: Sequence[str]) -> bool:

@@ -57,6 +57,23 @@ def gains(runs: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
     return _gains(_paired(runs))
 
 
+def with_published(table: pl.DataFrame, *first: str) -> pl.DataFrame:
+    """Join rows of workload and cache state with what was published, and put them in its order.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With `workload` and `cache_state`; where it has gains `a` and `b`, `agrees` is added.
+    *first : str
+        Columns to sort by before that.
+    """
+    cell = ("workload", "cache_state")
+    joined = table.join(published().with_row_index("order"), on=cell, how="left")
+    if {"a", "b"} <= set(table.columns):
+        joined = joined.with_columns(agrees=_agreement())
+    return joined.sort(*first, "order", *cell, nulls_last=True).drop("order")
+
+
 def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
     """Print the table, or the runs themselves where no run has its baseline."""
     paired = _paired(runs)
@@ -89,15 +106,9 @@ def _gains(paired: pl.DataFrame) -> pl.DataFrame:
         a_max=pl.col("a").filter(remote).max(),
         a_local=pl.col("a").filter(~remote).mean(),
     )
-    order = published().with_row_index("order")
-    return (
-        table.join(order, on=["workload", "cache_state"], how="left")
-        .with_columns(agrees=_agreement())
-        .sort("variant", "order", "workload", "cache_state", nulls_last=True)
-        .select(
-            *("variant", "home_llc", "workload", "cache_state", "a", "a_min", "a_max", "b"),
-            *("a_serial", "a_overlapped", "a_local", "published", "agrees"),
-        )
+    return with_published(table, "variant").select(
+        *("variant", "home_llc", "workload", "cache_state", "a", "a_min", "a_max", "b"),
+        *("a_serial", "a_overlapped", "a_local", "published", "agrees"),
     )
 
 

@@ -1,0 +1,147 @@
+"""A report on disk: one self-contained page, figures, tables, and a summary for a mail.
+
+Figures are drawn once for a page and once for a phone, as SVG whose colours are CSS variables;
+nothing is loaded from anywhere and no library runs in the reader's browser.
+"""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from great_tables import GT
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis.section import Column, Figure, Section, Table
+from analysis.style import Width, css_variables, light, png, svg, themed
+
+ROWS_SHOWN = 60
+MAIL_COLUMNS = 72
+PAGE, SUMMARY, FIGURES, TABLES = "report.html", "summary.md", "figures", "tables"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a page shows."""
+
+    title: str
+    subject: str  # what was run, in a line
+    sections: Sequence[Section]
+    notes: Sequence[str]  # what is wrong with the results
+    command: str  # that makes this report
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write the page, its figures and tables, and the summary into a folder."""
+    for folder in (out, out / FIGURES, out / TABLES):
+        folder.mkdir(parents=True, exist_ok=True)
+    for section in report.sections:
+        for figure in section.figures:
+            _write_figure(figure, out / FIGURES)
+        for table in section.tables:
+            _write_table(table, out / TABLES)
+    (out / PAGE).write_text(_page(report))
+    (out / SUMMARY).write_text(summary(report))
+
+
+def _write_figure(figure: Figure, folder: Path) -> None:
+    chart = figure.draw(Width.WIDE)
+    (folder / f"{figure.name}.svg").write_text(svg(chart, background=light("paper")))
+    (folder / f"{figure.name}.png").write_bytes(png(chart))
+
+
+def _write_table(table: Table, folder: Path) -> None:
+    table.frame.write_csv(folder / f"{table.name}.csv")
+    table.frame.write_parquet(folder / f"{table.name}.parquet")
+
+
+def _page(report: Report) -> str:
+    loader = PackageLoader("analysis", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"drawn": _drawn, "shown": _shown}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        light=Markup(css_variables(dark=False)),
+        dark=Markup(css_variables(dark=True)),
+        widths=Width,
+        rows_shown=ROWS_SHOWN,
+        folders={"figures": FIGURES, "tables": TABLES},
+    )
+
+
+def _drawn(figure: Figure, width: Width) -> Markup:
+    drawing = themed(svg(figure.draw(width)))
+    # The picture scales with the page; its own size only sets the proportions.
+    drawing = re.sub(r'width="[\d.]+" height="[\d.]+" ', "", drawing, count=1)
+    # Ours: no text in it comes unescaped from anywhere but Vega's own renderer.
+    return Markup(drawing)
+
+
+def _shown(table: Table) -> Markup:
+    """Return the body of a table as HTML, numbers aligned and with a real minus sign."""
+    return Markup(table_html(table.frame.head(ROWS_SHOWN), table.columns))
+
+
+def table_html(frame: pl.DataFrame, columns: Mapping[str, Column]) -> str:
+    """Format a frame with great-tables; the style is the page's."""
+    shown = {name: column for name, column in columns.items() if name in frame.columns}
+    table = GT(frame.select(*shown), rowname_col=next(iter(shown)))
+    for name, column in shown.items():
+        if column.decimals is not None and frame[name].dtype.is_numeric():
+            table = table.fmt_number(columns=[name], decimals=column.decimals)
+    numbers = [name for name in shown if frame[name].dtype.is_numeric()]
+    table = table.cols_label({name: column.title for name, column in shown.items()})
+    table = table.cols_align("right", numbers) if numbers else table
+    html = table.sub_missing(missing_text="\N{EN DASH}").as_raw_html()
+    # Only the table: every other one would repeat ten kilobytes of style, and ids besides.
+    body = html[html.index("<table") : html.index("</table>") + len("</table>")]
+    return re.sub(r' (?:id|headers|data-quarto-[a-z-]+|rowspan|colspan)="[^"]*"', "", body)
+
+
+def summary(report: Report) -> str:
+    """Return the report as plain text for a mail, wrapped as kernel lists expect."""
+    parts = [f"# {report.title}", _wrapped(report.subject)]
+    parts += [_wrapped(f"NOTE: {note}") for note in report.notes]
+    for number, section in enumerate(report.sections, 1):
+        parts.append(f"## {number}. {section.title}")
+        if section.answered:
+            parts.append(_wrapped(section.answer))
+            parts += [mail_table(table) for table in section.tables[:1] if table.mailed]
+        if section.missing:
+            parts.append(_wrapped(f"Not answered: {section.missing}."))
+            parts += [f"    {command}" for command in section.commands]
+    parts.append(_wrapped(f"Made by: {report.command}"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, MAIL_COLUMNS, break_long_words=False, break_on_hyphens=False)
+
+
+def mail_table(table: Table) -> str:
+    """Return the columns of a table that go into a mail as Markdown."""
+    columns = {name: table.columns[name] for name in table.mailed}
+    shown = table.frame.select(
+        _text(pl.col(name), column).alias(column.title) for name, column in columns.items()
+    )
+    with pl.Config(
+        tbl_formatting="ASCII_MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        fmt_str_lengths=60,
+    ):
+        return str(shown)
+
+
+def _text(column: pl.Expr, shown: Column) -> pl.Expr:
+    if shown.decimals is not None:
+        column = column.round(shown.decimals)
+    return column.cast(pl.String).fill_null("-")

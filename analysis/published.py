@@ -1,0 +1,368 @@
+"""Question 1: the published table against the prediction.
+
+What of a published gain could be noise follows from re-linked layouts: two builds of one kernel
+differ by up to slowest / fastest - 1 over all layouts, without any replica. A cell that is no
+larger than that says nothing about replication.
+
+Where model and table disagree, `requirements` says what would have to be true: which ratio rho of
+remote to local DRAM latency, or which share f of the old time becoming local, would give the
+published figure; gain A = f (1 - 1 / rho).
+"""
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from analysis.cases import alike, study_over
+from analysis.pairs import remote_pairs
+from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
+from analysis.seed_table import with_published
+from analysis.style import BAR, LINE, MARGIN, Glyph, Width, key, light
+
+POLICY = "series"
+_LAYOUT = ("layout", "kernel.layout_seed")
+_CELL = ("workload", "cache_state")
+MAIN_STUDY = "python -m numarep.sweep"
+LAYOUT_STUDY = "python -m numarep.sweep study=layouts out={out}"
+
+
+def reference(cases: pl.LazyFrame, policy: str = POLICY) -> pl.DataFrame:
+    """Return the pairs of the largest study of one scenario: the report's main subject.
+
+    All settings are the same in all its rows but workload, cache state, seed and the CPU's node,
+    which is another than the kernel's. Replication is `policy`'s if any is.
+    """
+    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
+    preferred = found.filter(replication=policy)
+    return study_over(found if preferred.is_empty() else preferred, ())
+
+
+def layout_noise(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return what re-linking does, by workload and cache state, in %.
+
+    Returns
+    -------
+    DataFrame
+        `layouts`, how many there are; `layout_min` and `layout_max`, of the gain A over them;
+        `noise`, slowest / fastest - 1 of the baseline: what two builds without replicas can
+        differ by.
+    """
+    permuted = remote_pairs(cases).filter(layout="permuted")
+    old = pl.col("old_time_ns")
+    return (
+        alike(permuted, reference(cases), _LAYOUT)
+        .group_by(_CELL)
+        .agg(
+            layouts=pl.col("kernel.layout_seed").n_unique(),
+            layout_min=pl.min("a"),
+            layout_max=pl.max("a"),
+            noise=(old.max() / old.min() - 1) * 100,
+        )
+        .filter(pl.col("layouts") > 1)
+        .sort(_CELL)
+    )
+
+
+def gains(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return the published table beside the model's: a row a workload and cache state.
+
+    Returns
+    -------
+    DataFrame
+        In %: `a` and `b`, means over capture seeds; `a_min`, `a_max` over seeds; `lower`, `upper`,
+        the bounds from serial and overlapped misses; `published`; `agrees`, the definitions within
+        5 points of it; the columns of `layout_noise`, null without layouts; `stands_out`, whether
+        the published figure is larger than the noise; `low` and `high`, all the model allows, by
+        either definition; `verdict` on the published figure (see `_verdict`).
+    """
+    rows = (
+        reference(cases)
+        .group_by(_CELL)
+        .agg(
+            pl.mean("a"),
+            pl.mean("b"),
+            pl.mean("lower"),
+            pl.mean("upper"),
+            a_min=pl.min("a"),
+            a_max=pl.max("a"),
+            seeds=pl.col("seed").n_unique(),
+        )
+    )
+    return (
+        with_published(rows)
+        .join(layout_noise(cases), on=_CELL, how="left", maintain_order="left")
+        .with_columns(_ALLOWED)
+        .with_columns(stands_out=pl.col("published") > pl.col("noise"), verdict=_verdict())
+    )
+
+
+_UPPER_B = pl.col("upper") / (1 - pl.col("upper") / 100)
+_ALLOWED = (
+    pl.min_horizontal("a", "b", "lower", "a_min", "layout_min").alias("low"),
+    pl.max_horizontal("a", "b", _UPPER_B, "a_max", "layout_max").alias("high"),
+)
+
+
+def _verdict() -> pl.Expr:
+    """Say whether the published figure lies in what the model allows, widened by the noise."""
+    noise = pl.col("noise").fill_null(0.0)
+    return (
+        pl.when(pl.col("published") <= noise)
+        .then(pl.lit("within noise"))
+        .when(pl.col("published") > pl.col("high") + noise)
+        .then(pl.lit("published higher"))
+        .when(pl.col("published") < pl.col("low") - noise)
+        .then(pl.lit("published lower"))
+        .when(pl.col("published").is_not_null())
+        .then(pl.lit("agrees"))
+    )
+
+
+def requirements(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
+    """Return what would have to be true for each published figure.
+
+    Returns
+    -------
+    DataFrame
+        `rho`, of the machine; `f`, the share of the old time that replication made local;
+        `rho_a`, `rho_b`, the ratio at which the model's gain is the published one, by either
+        definition (null: none is); `f_a`, `f_b`, the share needed at the machine's rho (above 1:
+        impossible).
+    """
+    chosen = reference(cases)
+    stall = _remote_stall(chosen, counts)
+    rows = (
+        chosen.join(stall.rename({"stall": "new"}), on="run_id", how="left")
+        .join(stall.rename({"stall": "old", "run_id": "old_run_id"}), on="old_run_id", how="left")
+        .with_columns(pl.col("old", "new").fill_null(0.0))
+        .group_by(_CELL)
+        .agg(pl.mean("rho", "old", "new", "time_ns", "old_time_ns"))
+    )
+    target_a = pl.col("published") / 100
+    target_b = 1 - 1 / (1 + target_a)
+    return (
+        with_published(rows)
+        .drop_nulls("published")
+        .select(
+            *(*_CELL, "published", "rho"),
+            f=(pl.col("old") - pl.col("new")) / pl.col("old_time_ns"),
+            rho_a=_ratio_for(target_a),
+            rho_b=_ratio_for(target_b),
+            f_a=target_a / (1 - 1 / pl.col("rho")),
+            f_b=target_b / (1 - 1 / pl.col("rho")),
+        )
+    )
+
+
+def _remote_stall(chosen: pl.DataFrame, counts: pl.LazyFrame) -> pl.DataFrame:
+    """Sum what each of the chosen runs, old and new, stalls for remote DRAM, in ns."""
+    node = chosen.select("run_id", "cpu_node")
+    old = chosen.select(pl.col("old_run_id").alias("run_id"), "cpu_node")
+    wanted = pl.concat([node, old]).unique()
+    return (
+        counts.filter(pl.col("served_by") == "dram")
+        .join(wanted.lazy(), on="run_id")
+        .filter(pl.col("node") != pl.col("cpu_node"))
+        .group_by("run_id")
+        .agg(stall=pl.sum("stall_ns"))
+        .collect()
+        .sort("run_id")
+    )
+
+
+def _ratio_for(target: pl.Expr) -> pl.Expr:
+    """Solve (1 - target) old(x) = new(x), both linear in remote latency, for rho = x rho now."""
+    missing = pl.col("time_ns") - (1 - target) * pl.col("old_time_ns")
+    slope = (1 - target) * pl.col("old") - pl.col("new")
+    ratio = pl.col("rho") * (1 + missing / slope)
+    return pl.when(slope > 0, ratio >= 1).then(ratio)
+
+
+def section(evidence: Evidence) -> Section:
+    """Answer question 1."""
+    title = "The published table against the prediction"
+    table = gains(evidence.cases)
+    if table.is_empty():
+        return Section(
+            "published",
+            title,
+            missing="no replicated run with its baseline, on a CPU of another node",
+            commands=(MAIN_STUDY,),
+        )
+    needs = requirements(evidence.cases, evidence.counts)
+    noisy = table["noise"].is_not_null().any()
+    return Section(
+        "published",
+        title,
+        answer=_answer(table),
+        figures=(Figure("published", _caption(table), lambda width: _draw(table, width)),),
+        tables=(
+            Table("published", _GAINS_CAPTION, table, _GAINS, _MAILED),
+            Table("requirements", _REQUIREMENTS_CAPTION, needs, _REQUIREMENTS),
+        ),
+        how=_HOW,
+        missing="" if noisy else "no re-linked layouts: which gains exceed layout noise is unknown",
+        commands=() if noisy else (LAYOUT_STUDY,),
+    )
+
+
+_GAINS = {
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "a": Column("A", 1),
+    "b": Column("B", 1),
+    "lower": Column("A, serial or overlapped: from", 1),
+    "upper": Column("to", 1),
+    "a_min": Column("A by seed: from", 1),
+    "a_max": Column("to", 1),
+    "layout_min": Column("A by layout: from", 1),
+    "layout_max": Column("to", 1),
+    "noise": Column("layout noise \N{PLUS-MINUS SIGN}", 1),
+    "published": Column("published", 1),
+    "verdict": Column("verdict"),
+}
+_GAINS_CAPTION = "Gains in %, by both definitions, their bounds and spread, and what was published"
+_MAILED = ("workload", "cache_state", "a", "b", "noise", "published", "verdict")
+_REQUIREMENTS = {
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "published": Column("published, %", 1),
+    "f": Column("share f, model", 2),
+    "f_a": Column("f needed, A", 2),
+    "f_b": Column("f needed, B", 2),
+    "rho": Column("\N{GREEK SMALL LETTER RHO}, machine", 2),
+    "rho_a": Column("\N{GREEK SMALL LETTER RHO} needed, A", 2),
+    "rho_b": Column("\N{GREEK SMALL LETTER RHO} needed, B", 2),
+}
+_REQUIREMENTS_CAPTION = (
+    "What would have to be true for the published figure: the share f of the old time that becomes "
+    "local (above 1 is impossible), or the remote/local latency ratio \N{GREEK SMALL LETTER RHO} "
+    "(none: no ratio does it, because nothing remote became local)"
+)
+_HOW = (
+    "A = (old \N{MINUS SIGN} new) / old and B = old / new \N{MINUS SIGN} 1, means over capture "
+    "seeds, for a CPU on another node than the kernel's. The band runs from all misses one after "
+    "the other to all that can overlapping. Layout noise is slowest / fastest \N{MINUS SIGN} 1 of "
+    "the baseline over re-linked layouts, without any replica: two builds differ by that much. A "
+    "published figure agrees if it lies within everything the model allows (both definitions, "
+    "bounds, seeds, layouts) widened by that noise. Hot: one unmeasured pass before; cold: all "
+    "caches and TLBs flushed once before the window. Nothing is fitted to the published table."
+)
+
+
+def _cells(table: pl.DataFrame, verdict: str) -> list[str]:
+    chosen = table.filter(verdict=verdict)
+    return [f"{row['workload']} {row['cache_state']}" for row in chosen.iter_rows(named=True)]
+
+
+def _answer(table: pl.DataFrame) -> str:
+    compared = table.drop_nulls("published")
+    best = table.sort("a", descending=True).row(0, named=True)
+    worst = min(0.0, *table["a"].to_list())
+    text = (
+        f"The model's largest gain is {percent(best['a'])} ({best['workload']}, "
+        f"{best['cache_state']} caches), its largest loss {percent(worst)}. "
+    )
+    if compared.is_empty():
+        return text
+    noise = _cells(table, "within noise")
+    if noise:
+        text += (
+            f"Of {compared.height} published gains, {len(noise)} are no larger than what linking "
+            "the same kernel in another order does. "
+        )
+    return text + (
+        f"The model agrees with {listed(_cells(table, 'agrees'))}; published is higher than it "
+        f"allows for {listed(_cells(table, 'published higher'))}, and lower for "
+        f"{listed(_cells(table, 'published lower'))}."
+    )
+
+
+def _caption(table: pl.DataFrame) -> str:
+    hot = table.filter(cache_state="hot")
+    inside = hot.filter(verdict="within noise").height
+    text = "Predicted and published gain of replication by workload."
+    if hot.height and table["noise"].is_not_null().any():
+        text += (
+            f" {inside} of the {hot.drop_nulls('published').height} published gains with hot "
+            "caches lie within the noise of code layout; cold single calls are far out of it."
+        )
+    return text
+
+
+_LABELS = 92
+_KEY = (
+    Glyph("published", "diamond", "ink"),
+    Glyph("model, A", "circle", "series"),
+    Glyph("model, B", "circle", "series", hollow=True),
+    Glyph("A by seed and layout", LINE, "series"),
+    Glyph("A, misses serial to overlapped", BAR, "series-band"),
+    Glyph("noise of code layout alone", BAR, "band"),
+)
+
+
+def _draw(table: pl.DataFrame, width: Width) -> Any:
+    states = [s for s in ("hot", "cold") if s in table["cache_state"]]
+    wide = width is Width.WIDE
+    plot = (width - _LABELS - MARGIN - 14) // 2 if wide else width - _LABELS - MARGIN
+    panels = [
+        _panel(table.filter(cache_state=state), state, plot, named=not wide or not i)
+        for i, state in enumerate(states)
+    ]
+    side = alt.hconcat if wide else alt.vconcat
+    return alt.vconcat(key(_KEY, width, _LABELS), side(*panels).resolve_scale(x="shared"))
+
+
+def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
+    shown = rows.with_columns(
+        pl.min_horizontal("a_min", "layout_min").alias("spread_min"),
+        pl.max_horizontal("a_max", "layout_max").alias("spread_max"),
+        (-pl.col("noise")).alias("minus_noise"),
+        _tip(),
+    )
+    axis = alt.Axis(minExtent=_LABELS) if named else alt.Axis(labels=False)
+    base = alt.Chart(shown).encode(
+        y=alt.Y("workload:N", sort=rows["workload"].to_list(), title=None, axis=axis),
+        description="tip:N",
+    )
+
+    def x(name: str) -> alt.X:
+        return alt.X(f"{name}:Q", title="gain, %", axis=alt.Axis(tickCount=6))
+
+    def bar(low: str, high: str, role: str, size: int) -> Any:
+        return base.mark_bar(color=light(role), size=size).encode(x=x(low), x2=f"{high}:Q")
+
+    def point(name: str, fill: str, **mark: Any) -> Any:
+        style: dict[str, Any] = {"stroke": light("series"), "size": 52, "opacity": 1}
+        return base.mark_point(fill=light(fill), **(style | mark)).encode(x=x(name))
+
+    zero = alt.Chart(pl.DataFrame({"zero": [0]}))
+    label = base.mark_text(dy=-14, fontSize=11, aria=False).encode(
+        x=x("published"), text=alt.Text("published:Q", format=".1f")
+    )
+    layers = (
+        bar("minus_noise", "noise", "band", 18),
+        zero.mark_rule(color=light("zero"), aria=False).encode(x="zero:Q"),
+        bar("lower", "upper", "series-band", 10),
+        bar("spread_min", "spread_max", "series", 2),
+        point("b", "paper"),
+        point("a", "series"),
+        point("published", "ink", shape="diamond", stroke=light("paper"), size=80),
+        label,
+    )
+    title = f"{state} caches"
+    return alt.layer(*layers).properties(width=plot, height=34 * rows.height, title=title)
+
+
+def _tip() -> pl.Expr:
+    """Exact values, as shown on hovering."""
+    return pl.format(
+        "{} {}: A {} %, B {} %; A from {} to {} %; layout noise \N{PLUS-MINUS SIGN}{} %; "
+        "published {} %",
+        *("workload", "cache_state"),
+        *(
+            pl.col(name).round(1).cast(pl.String).fill_null("unknown")
+            for name in ("a", "b", "lower", "upper", "noise", "published")
+        ),
+    ).alias("tip")

@@ -1,0 +1,90 @@
+"""Command line of reports: `python -m analysis.report RESULTS... [--out DIR]`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import polars as pl
+
+from analysis import published
+from analysis.page import PAGE, Report, write_report
+from analysis.section import Evidence, listed
+from analysis.sources import Sources, open_sources
+from numarep.results import ResultsError
+
+DONE, NO_REPORT = 0, 2
+TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and cost"
+QUESTIONS: tuple[ModuleType, ...] = (published,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        `sys.argv` by default.
+    """
+    options = _parser().parse_args(arguments)
+    out = options.out or options.results[0] / "report"
+    try:
+        sources = open_sources(options.results)
+        report = build_report(sources, [str(path) for path in options.results])
+        write_report(report, out)
+    except (ResultsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_REPORT
+    for note in sources.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if report.sections[0].answered:
+        print(report.sections[0].answer)
+    print(f"report: {out / PAGE}")
+    return DONE
+
+
+def build_report(sources: Sources, paths: Sequence[str]) -> Report:
+    """Ask every question of the evidence."""
+    evidence = sources.evidence
+    return Report(
+        TITLE,
+        _subject(evidence),
+        [question.section(evidence) for question in QUESTIONS],
+        sources.notes,
+        f"python -m analysis.report {' '.join(paths)}",
+    )
+
+
+def _subject(evidence: Evidence) -> str:
+    """Say what was run, in a line."""
+    names = ("machine", "kernel", "workload", "replication")
+    row = evidence.cases.select(
+        pl.len().alias("runs"), *(pl.col(name).drop_nulls().unique().implode() for name in names)
+    )
+    found = row.collect().row(0, named=True)
+    machines, kernels, workloads, policies = (sorted(found[name]) for name in names)
+    return (
+        f"{found['runs']:,} runs: {listed(workloads)}; replication {listed(policies)}; "
+        f"kernel {listed(kernels)}; machine {listed(machines)}. Simulated from traces of a real "
+        "kernel; nothing is fitted to measurements of replication."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="Turn results folders into a self-contained report, figures, tables and a "
+        "summary for a mail.",
+        epilog="exit codes: 0 a report was made, with notes on whatever is missing; 2 none could "
+        "be made",
+    )
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="folders written by python -m numarep.sweep"
+    )
+    parser.add_argument("--out", type=Path, help="where it goes (default: RESULTS/report)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

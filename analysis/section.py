@@ -1,0 +1,92 @@
+"""What a question hands to the report: an answer, figures, tables and how it was computed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from analysis.style import Width
+
+# A draw function gives an Altair chart of any kind, and Altair has no type for all of them.
+Draw = Callable[[Width], Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report reads: the runs as `analysis.cases`, their counts, and manifests by folder."""
+
+    cases: pl.LazyFrame
+    counts: pl.LazyFrame
+    manifests: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column of a table is shown."""
+
+    title: str
+    decimals: int | None = None  # of numbers; None shows the value as it is
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One frame, stored whole as CSV and Parquet, shown with the columns named here."""
+
+    name: str
+    caption: str
+    frame: pl.DataFrame
+    columns: Mapping[str, Column]
+    mailed: tuple[str, ...] = ()  # the columns that go into the summary for a mail
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture, drawn at the widths asked for; the caption states the finding."""
+
+    name: str
+    caption: str
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question answered, or, without an answer, what would produce it."""
+
+    name: str
+    title: str
+    answer: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    how: str = ""
+    missing: str = ""  # what the results lack, in words
+    commands: tuple[str, ...] = field(default=())  # that would produce it
+
+    @property
+    def answered(self) -> bool:
+        """Whether the results held what the question needs."""
+        return bool(self.answer)
+
+
+def percent(value: float | None) -> str:
+    """Write a gain in words.
+
+    >>> percent(-0.04), percent(23.71), percent(None)
+    ('0.0 %', '23.7 %', 'unknown')
+    """
+    if value is None:
+        return "unknown"
+    text = f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+    return ("0.0" if text == "\N{MINUS SIGN}0.0" else text) + " %"
+
+
+def listed(words: list[str]) -> str:
+    """Join words as a sentence does.
+
+    >>> listed(["a", "b", "c"]), listed([])
+    ('a, b and c', 'none')
+    """
+    if len(words) < 2:
+        return words[0] if words else "none"
+    return f"{', '.join(words[:-1])} and {words[-1]}"

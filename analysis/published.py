@@ -185,6 +185,7 @@ def section(evidence: Evidence) -> Section:
     table = gains(evidence.cases)
     if table.is_empty():
         return Section(
+            1,
             "published",
             title,
             missing="no replicated run with its baseline, on a CPU of another node",
@@ -193,9 +194,11 @@ def section(evidence: Evidence) -> Section:
     needs = requirements(evidence.cases, evidence.counts)
     noisy = table["noise"].is_not_null().any()
     return Section(
+        1,
         "published",
         title,
         answer=_answer(table),
+        headline=_headline(table),
         figures=(Figure("published", _caption(table), lambda width: _draw(table, width)),),
         tables=(
             Table("published", _GAINS_CAPTION, table, _GAINS, _MAILED),
@@ -212,13 +215,10 @@ _GAINS = {
     "cache_state": Column("caches"),
     "a": Column("A", 1),
     "b": Column("B", 1),
-    "lower": Column("A, serial or overlapped: from", 1),
-    "upper": Column("to", 1),
-    "a_min": Column("A by seed: from", 1),
-    "a_max": Column("to", 1),
-    "layout_min": Column("A by layout: from", 1),
-    "layout_max": Column("to", 1),
-    "noise": Column("layout noise \N{PLUS-MINUS SIGN}", 1),
+    "lower": Column("A, serial or overlapped", 1, to="upper"),
+    "a_min": Column("A by seed", 1, to="a_max"),
+    "layout_min": Column("A by layout", 1, to="layout_max"),
+    "noise": Column("layout noise", 1),
     "published": Column("published", 1),
     "verdict": Column("verdict"),
 }
@@ -254,6 +254,22 @@ _HOW = (
 def _cells(table: pl.DataFrame, verdict: str) -> list[str]:
     chosen = table.filter(verdict=verdict)
     return [f"{row['workload']} {row['cache_state']}" for row in chosen.iter_rows(named=True)]
+
+
+def _headline(table: pl.DataFrame) -> str:
+    real = pl.col("a") > pl.max_horizontal(pl.col("noise").fill_null(0.0), pl.lit(1.0))
+    gain, rest = table.filter(real), table.filter(~real)
+    text = "On a CPU of another node than the kernel's, replication "
+    if gain.is_empty():
+        return text + f"gains nothing here: {_span(rest)}."
+    names = listed([f"{r['workload']} ({r['cache_state']})" for r in gain.iter_rows(named=True)])
+    text += f"saves {_span(gain)} of the time of {names}"
+    return text + (f"; everything else changes by {_span(rest)}." if rest.height else ".")
+
+
+def _span(table: pl.DataFrame) -> str:
+    low, high = (percent(value) for value in (min(table["a"]), max(table["a"])))
+    return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
 def _answer(table: pl.DataFrame) -> str:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import polars as pl
 
-from analysis import published
+from analysis import published, stalls, trust
 from analysis.page import PAGE, Report, write_report
 from analysis.section import Evidence, listed
 from analysis.sources import Sources, open_sources
@@ -16,7 +16,7 @@ from numarep.results import ResultsError
 
 DONE, NO_REPORT = 0, 2
 TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and cost"
-QUESTIONS: tuple[ModuleType, ...] = (published,)
+QUESTIONS: tuple[ModuleType, ...] = (published, stalls, trust)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_REPORT
     for note in sources.notes:
         print(f"note: {note}", file=sys.stderr)
-    if report.sections[0].answered:
-        print(report.sections[0].answer)
+    for section in report.sections:
+        if section.headline:
+            print(section.headline)
     print(f"report: {out / PAGE}")
     return DONE
 

@@ -27,7 +27,7 @@ class Column:
 
     title: str
     decimals: int | None = None  # of numbers; None shows the value as it is
-    unit: str = ""
+    to: str = ""  # the column that ends a range this one begins; both are shown as one
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ class Figure:
 class Section:
     """One question answered, or, without an answer, what would produce it."""
 
+    number: int  # of the question, as in the project's list
     name: str
     title: str
     answer: str = ""
+    headline: str = ""  # the answer in few words, to open a report with
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     how: str = ""

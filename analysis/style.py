@@ -11,6 +11,7 @@ light colours, a page replaces each by a CSS variable.
 '<path fill="var(--series)"/>'
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -107,6 +108,24 @@ def server_scale(present: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=shown, range=[light(SERVERS[name]) for name in shown])
 
 
+# Gains in %: the bins of maps, and the role of each bin's colour.
+STEPS = (-10.0, -3.0, -0.5, 0.5, 3.0, 10.0, 25.0)
+BINS = ("loss-3", "loss-2", "loss-1", "even", "gain-1", "gain-2", "gain-3", "gain-4")
+
+
+def gain_scale() -> alt.Scale:
+    """Colour by gain in %: losses orange, gains green, nothing grey."""
+    return alt.Scale(type="threshold", domain=list(STEPS), range=[light(bin_) for bin_ in BINS])
+
+
+def gain_key() -> list[Glyph]:
+    """Return the key of `gain_scale`."""
+    ends = [f"{step:g}".replace("-", "\N{MINUS SIGN}") for step in STEPS]
+    inner = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    labels = [f"below {ends[0]}", *inner, f"over {ends[-1]} %"]
+    return [Glyph(label, "square", role) for label, role in zip(labels, BINS, strict=True)]
+
+
 def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
     """Draw the key of a figure as a row, or rows where it is narrow.
 
@@ -138,7 +157,7 @@ def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
 def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
     placed, x, row = [], 14.0, 0
     for glyph in glyphs:
-        needs = 36 + 5.9 * len(glyph.label)
+        needs = 35 + 6.4 * len(glyph.label)
         if x + needs > width + 12 and x > 14:
             x, row = 14.0, row + 1
         ink = light(glyph.role)

@@ -27,21 +27,32 @@ from numpy.typing import NDArray
 from numarep.linux.frames import Frames, colours_of
 from numarep.linux.image import Image, image_from_symbols
 from numarep.linux.layout import Region, aligned, regions
+from numarep.linux.memory import map_node
 from numarep.linux.relink import relink
 from numarep.linux.tables import PageTables, tables_from_snapshot
 from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
-from numarep.replication.cost import ProcessCost
-from numarep.replication.replicas import Replicas, align_tables, kernel_root_of, new_replicas
+from numarep.replication.account import account
+from numarep.replication.adopt import adopt_module
+from numarep.replication.boot import (
+    align_tables,
+    booted,
+    first_frame,
+    kernel_root_of,
+    new_kernel,
+)
+from numarep.replication.events import Replay, page_table_frames, warn_of_missing
+from numarep.replication.kernel import Kernel, Mm
+from numarep.replication.view import on_node
 from numarep.spec import RunSpec, SpecError, as_mapping
-from numarep.units import PAGE_SHIFT
+from numarep.units import PAGE_BYTES, PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
 from numarep.workload.trace import Flag, Pages, Trace, select
 
 # Raise when counts or times of the same spec change: results of different models never mix.
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 # What only pricing reads (see price.py): points that differ in nothing else share one simulation.
 _PRICED = {"latency": None, "core": ("ghz", "base_ipc")}
 
@@ -64,6 +75,7 @@ class _Captured:
     meta: CaptureMeta
     image: Image
     symbols: pa.Table
+    names: frozenset[str]  # of the symbols
     snapshot: pa.Table
 
 
@@ -76,6 +88,16 @@ class _Window:
     image: Image
     tables: PageTables
     ranges: tuple[tuple[int, int], ...]
+    names: frozenset[str]  # of the kernel's symbols
+
+
+@dataclass(frozen=True)
+class _Replicated:
+    """The kernel with its replicas, the window with their cost, and the window's processes."""
+
+    kernel: Kernel
+    trace: Trace
+    processes: dict[int, Mm]
 
 
 def state_key(spec: RunSpec) -> str:
@@ -102,26 +124,58 @@ def simulate(spec: RunSpec) -> Outcome:
         If the machine can't hold the captured kernel.
     """
     window = _load(spec)
-    used = np.unique(np.concatenate([window.trace.pages.pfn, window.trace.pages.table.ravel()]))
-    frames = Frames(window.ranges, {*used.tolist(), *window.tables.pages}, colours_of(spec.machine))
     root = kernel_root_of(window.tables, window.image)
-    text = window.tables.walk(root, window.image.text.start >> PAGE_SHIFT)
-    assert text is not None  # kernel_root_of looked
-    master = frames.node_of(text.pfn)
-    trace, replicas = window.trace, None
-    if spec.replication.active:
-        roots = np.unique(trace.pages.root).tolist()
-        replicas = new_replicas(spec.replication, window.image, window.tables, roots, frames)
-        if spec.replication.costs == "charged":
-            trace = _process_cost(spec, window, replicas, frames).charge(trace, spec.cpu_node)
-    counts = _drive(spec, window, trace, replicas, master)
-    none = (0,) * frames.nodes
+    frames = Frames(window.ranges, _used_frames(spec, window, root), colours_of(spec.machine))
+    master = frames.node_of(first_frame(window.tables, root, window.image.text))
+    replicated = _replicate(spec, window, frames) if spec.replication.active else None
+    counts = _drive(spec, window, replicated, master)
+    kernel = replicated.kernel if replicated else None
     return Outcome(
         counts,
         master,
-        tuple(node.bytes for node in replicas.nodes) if replicas else none,
-        tuple(node.table_pages for node in replicas.nodes) if replicas else none,
+        _pages(kernel, frames.nodes, "static", PAGE_BYTES),
+        _pages(kernel, frames.nodes, "tables", 1),
     )
+
+
+def _used_frames(spec: RunSpec, window: _Window, root: int) -> set[int]:
+    """List frames that are not free, mapping the memory of nodes the capture did not have."""
+    pages, bases = window.trace.pages, _bases(window.meta)
+    used = {*np.unique(pages.pfn).tolist(), *np.unique(pages.table).tolist()}
+    for memory in window.ranges:
+        used |= {*map_node(window.tables, root, memory, bases, global_pages=not spec.kernel.pti)}
+    return used | set(window.tables.pages)
+
+
+def _pages(kernel: Kernel | None, nodes: int, mechanism: str, unit: int) -> tuple[int, ...]:
+    """Return what a mechanism holds on every node, pages times `unit`."""
+    rows = account(kernel) if kernel else []
+    held = {row.node: row.pages for row in rows if row.mechanism == mechanism}
+    return tuple(held.get(node, 0) * unit for node in range(nodes))
+
+
+def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
+    """Boot the policy's kernel on the captured tables and replay the window's events on it."""
+    kernel = booted(
+        new_kernel(
+            spec.replication,
+            window.image,
+            window.tables,
+            frames,
+            bases=_bases(window.meta),
+            pti=spec.kernel.pti,
+        )
+    )
+    cpu = kernel.cpus[spec.cpu_node]
+    for module in window.meta.modules:
+        start = (int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT
+        adopt_module(kernel, cpu, range(start, start + (module.size >> PAGE_SHIFT)))
+    warn_of_missing(window.names, window.meta.levels)
+    replay = Replay(kernel, window.trace, cpu)
+    trace = replay.trace()
+    if spec.replication.costs == "waived":
+        trace = window.trace
+    return _Replicated(kernel, trace, replay.processes)
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,8 +185,10 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     name = capture_name(pti=pti, cpu_node=cpu_node, seed=seed)
     meta = opened.meta(name)
     symbols = opened.symbols()
+    names = frozenset(symbols.column("name").to_pylist())
     image = image_from_symbols(symbols)
-    return _Captured(opened.trace(name, workload), meta, image, symbols, opened.tables(name))
+    trace, tables = opened.trace(name, workload), opened.tables(name)
+    return _Captured(trace, meta, image, symbols, names, tables)
 
 
 def _load(spec: RunSpec) -> _Window:
@@ -147,14 +203,20 @@ def _load(spec: RunSpec) -> _Window:
         )
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
-    tables = tables_from_snapshot(captured.snapshot, meta.levels)
+    tables = tables_from_snapshot(captured.snapshot, meta.levels, _windows_until(spec, meta))
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
     if kernel.layout == "permuted":
         trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
-    return _Window(trace, meta, image, tables, ranges)
+    return _Window(trace, meta, image, tables, ranges, captured.names)
+
+
+def _windows_until(spec: RunSpec, meta: CaptureMeta) -> list[str]:
+    """List the windows of a capture up to the run's."""
+    names = list(meta.workloads)
+    return names[: names.index(spec.workload.trace) + 1]
 
 
 def _in_memory(trace: Trace, ranges: tuple[tuple[int, int], ...]) -> Trace:
@@ -175,28 +237,16 @@ def _bases(meta: CaptureMeta) -> dict[str, int]:
     return {name: int(text, 16) - (1 << 64) for name, text in meta.bases.items()}
 
 
-def _process_cost(
-    spec: RunSpec, window: _Window, replicas: Replicas, frames: Frames
-) -> ProcessCost:
-    bases = _bases(window.meta)
-    return ProcessCost(
-        spec.replication.process_cost,
-        replicas,
-        frames,
-        kernel_root_of(window.tables, window.image),
-        bases["direct_map"],
-        bases["vmemmap"],
-    )
-
-
 def _translations(
-    window: _Window, pages: Pages, replicas: Replicas | None, node: int
+    window: _Window, pages: Pages, replicated: _Replicated | None, node: int
 ) -> Translations:
     """Return what the CPUs of `node` translate the trace's pages to."""
-    added = pages.pfn[len(window.trace.pages.pfn) :]  # what ProcessCost reaches are PGDs
-    table_frames = np.unique(np.concatenate([pages.table.ravel(), added]))
+    table_frames, seen = np.unique(pages.table), pages
+    if replicated:
+        added = page_table_frames(replicated.kernel, replicated.processes)
+        table_frames = np.union1d(table_frames, np.array(sorted(added), np.int64))
+        seen = on_node(replicated.kernel, pages, node, replicated.processes)
     region = regions(pages, window.image, _bases(window.meta), table_frames)
-    seen = replicas.on_node(pages, node) if replicas else pages
     return Translations(
         seen.vpn,
         seen.pfn,
@@ -208,18 +258,17 @@ def _translations(
     )
 
 
-def _drive(
-    spec: RunSpec, window: _Window, trace: Trace, replicas: Replicas | None, master: int
-) -> Counts:
+def _drive(spec: RunSpec, window: _Window, replicated: _Replicated | None, master: int) -> Counts:
     """Run the protocol and return the counts of the measured window."""
     nodes = len(window.ranges)
     ends = np.array([end for _, end in window.ranges], dtype=np.int64)
+    trace = replicated.trace if replicated else window.trace
     records = trace.records
     stream = Stream(records.kind, records.page, records.line, records.count)
     at_home = spec.home_llc == "warm" and spec.cpu_node != master
     cpu_nodes = (spec.cpu_node, master) if at_home else (spec.cpu_node,)
     system = new_system(spec.machine, cpu_nodes, ends)
-    views = [_translations(window, trace.pages, replicas, node) for node in cpu_nodes]
+    views = [_translations(window, trace.pages, replicated, node) for node in cpu_nodes]
 
     def one_pass(cpu: int) -> Counts:
         counts = new_counts(nodes, len(Region))

@@ -240,13 +240,20 @@ class WorkloadSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessCostSpec(Spec):
-    """Instructions one further memory node adds to a process's life, beside its accesses."""
+class InstructionSpec(Spec):
+    """Instructions that replication adds to the kernel's operations, beside their accesses."""
 
-    fork_instructions: int  # at pgd_alloc
-    exit_instructions: int  # at pgd_free
-    pud_instructions: int  # a user PUD slot filled and later cleared: the first further node
-    pud_further_instructions: int  # the same: every node after that
+    fork: int  # a further PGD allocated (pgd_alloc)
+    exit: int  # a further PGD freed (pgd_free)
+    slot_fill: int  # a user PGD slot written to the first further PGD (__pud_alloc, __p4d_alloc)
+    slot_fill_further: int  # to every PGD after that
+    slot_clear: int  # the same when it is torn down (___pud_free_tlb, ___p4d_free_tlb)
+    slot_clear_further: int
+    poke: int  # live-patched text written to the first further replica (__text_poke)
+    poke_further: int  # to every replica after that
+    area_page: int  # a page of a replicated area copied to a further node
+    entry: int  # a leaf entry mapped, unmapped or protected in a further node's table
+    switch: int  # a context switch selects its node's PGD (switch_mm_irqs_off)
 
     def __post_init__(self) -> None:
         """Refuse negative work."""
@@ -256,20 +263,46 @@ class ProcessCostSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplicationSpec(Spec):
-    """What every memory node gets its own copy of, and whether that is charged."""
+    """What every memory node gets its own copy of, when, and whether that is charged.
+
+    pgds: who has a PGD on which node. eager, every process on every memory node; lazy, where it
+    has run; lazy_shrink, where it runs; single_node, one, of its node's replicas while it runs on
+    one node and of the master's else; retarget, one, with private PUD and PMD pages whose text and
+    rodata entries are rewritten when it changes nodes.
+    area_ptes: tables of areas mapped in the window after boot. shared by all nodes until an area
+    is replicated; a node's own, taken from the loading CPU's node (loader) or its own (target).
+    """
 
     name: str
-    tables: bool  # PGD of every process, and the window's PUD and PMD pages (R10)
+    aligned: bool  # needs a kernel whose text and rodata are whole 2 MiB leaves (R6)
+    tables: bool  # init PGDs, and the window's P4D, PUD and PMD pages (R10)
     text: bool
     rodata: bool
+    modules: bool  # text and rodata of modules, 4 KiB leaves (R30)
+    bpf: bool  # BPF images (R32)
+    pgds: Literal["eager", "lazy", "lazy_shrink", "single_node", "retarget"]
+    area_ptes: Literal["shared", "loader", "target"]  # R26, R29
+    clone_ptes: bool  # arm64: PTE pages of the window are a node's own, too (R12)
     costs: Literal["charged", "waived"]  # waived is for the null tests only
-    process_cost: ProcessCostSpec
+    instructions: InstructionSpec
 
     def __post_init__(self) -> None:
         """Refuse copies no table could map."""
+        copies = ("text", "rodata", "modules", "bpf", "clone_ptes")
+        wanted = [name for name in copies if getattr(self, name)]
         _require(
-            self.tables or not (self.text or self.rodata),
-            "tables: expected true, because replicated text or rodata needs per-node tables",
+            self.tables or not wanted,
+            f"tables: expected true, because {', '.join(wanted)} needs per-node tables",
+        )
+        _require(
+            self.aligned or not (self.text or self.rodata),
+            "aligned: expected true, because a replicated unit is a 2 MiB leaf (R6)",
+        )
+        own_ptes = self.modules or self.bpf or self.clone_ptes or self.area_ptes != "shared"
+        _require(
+            self.pgds != "retarget" or not own_ptes,
+            "pgds: retarget switches PMD entries only; expected no modules, bpf or clone_ptes, "
+            "and area_ptes 'shared'",
         )
 
     @property
@@ -299,7 +332,7 @@ class RunSpec(Spec):
             f"got {self.cpu_node}",
         )
         _require(
-            not self.replication.text or self.kernel.layout != "captured",
+            not self.replication.aligned or self.kernel.layout != "captured",
             "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
         )
 

@@ -1,13 +1,21 @@
 """A small kernel with real page tables, for tests: `SmallKernel` lays one out on any topology."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from numarep.linux.frames import Frames
 from numarep.linux.image import Image, Section
 from numarep.linux.tables import LARGE, PRESENT, WRITABLE, PageTables, entry_index
+from numarep.replication.boot import booted, new_kernel
+from numarep.replication.events import watched
+from numarep.replication.kernel import Kernel
+from numarep.spec import ReplicationSpec, parse
 from numarep.units import MAX_LEVELS, PAGE_SHIFT, PAGES_PER_PMD, PMD, PMD_BYTES, PTE
 from numarep.workload.dataset import SYMBOLS, TABLES
 from numarep.workload.trace import Pages
@@ -25,6 +33,19 @@ MODULE_VA = -(1 << 30)
 NODE_FRAMES = 1 << 18
 
 
+def policy(name: str) -> ReplicationSpec:
+    def load(name: str) -> dict[str, Any]:
+        path = Path(__file__).parents[1] / "conf" / "replication" / f"{name}.yaml"
+        loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+        bases = loaded.pop("defaults", [])
+        return {key: value for base in bases for key, value in load(base).items()} | loaded
+
+    return parse(ReplicationSpec, load(name))
+
+
+SERIES = policy("series")
+
+
 @dataclass
 class SmallKernel:
     """Text, rodata, data, a module page, direct map and vmemmap of a machine of `nodes` nodes."""
@@ -34,14 +55,21 @@ class SmallKernel:
     text_bytes: int = 2 * PMD_BYTES + 5 * 4096
     rodata_bytes: int = PMD_BYTES - 4096
     processes: tuple[int, ...] = (1,)  # node of each process's PGD
+    memoryless: tuple[int, ...] = ()
+    pti: bool = False
+    offset: int = 0  # KASLR: how far the image lies above TEXT_VA
 
     def __post_init__(self) -> None:
-        text = Section(TEXT_VA, TEXT_VA + self.text_bytes)
+        start = TEXT_VA + self.offset
+        text = Section(start, start + self.text_bytes)
         rodata_start = text.round_up(PMD_BYTES).end
         rodata = Section(rodata_start, rodata_start + self.rodata_bytes)
         data_end = rodata.round_up(PMD_BYTES).end + 2 * PMD_BYTES
-        self.image = Image(Section(TEXT_VA, data_end), text, rodata)
-        self.ranges = [(n * NODE_FRAMES, (n + 1) * NODE_FRAMES) for n in range(self.nodes)]
+        self.image = Image(Section(start, data_end), text, rodata)
+        self.ranges = [
+            (n * NODE_FRAMES, (n + (n not in self.memoryless)) * NODE_FRAMES)
+            for n in range(self.nodes)
+        ]
         self.tables = PageTables(self.levels)
         self._next_table = [start + 0x8000 for start, _ in self.ranges]
         self.swapper = self._new_table(0, pair=True)
@@ -56,7 +84,7 @@ class SmallKernel:
         return pfn + pfn % 2 if pair else pfn
 
     def pfn_of(self, vpn: int) -> int:
-        return 0x1000 + vpn - (TEXT_VA >> PAGE_SHIFT)
+        return 0x1000 + vpn - (self.image.text.start >> PAGE_SHIFT)
 
     def image_vpns(self) -> range:
         return range(self.image.whole.start >> PAGE_SHIFT, self.image.whole.end >> PAGE_SHIFT)
@@ -94,6 +122,22 @@ class SmallKernel:
         self._map(root, 0x400, self.ranges[node][0] + 0x700, PTE, WRITABLE)
         return root
 
+    def booted(self, **switches: Any) -> Kernel:
+        """The series' kernel, or another policy's, after its boot, on this kernel's tables."""
+        return booted(self.unbooted(**switches))
+
+    def unbooted(self, **switches: Any) -> Kernel:
+        known = {name: switches.pop(name) for name in ("kasan", "distance") if name in switches}
+        return new_kernel(
+            dataclasses.replace(SERIES, **switches),
+            self.image,
+            self.tables,
+            self.frames,
+            bases=BASES,
+            pti=self.pti,
+            **known,
+        )
+
     def vpns(self) -> list[int]:
         """Pages of every kind: image, module, direct map, vmemmap, user."""
         image = self.image_vpns()
@@ -127,6 +171,7 @@ class SmallKernel:
             "__end_rodata": self.image.rodata.end,
             "_end": self.image.whole.end,
         }
+        at |= dict.fromkeys(watched(self.levels), self.image.text.start)
         return pa.table([list(at.values()), ["T"] * len(at), list(at)], schema=SYMBOLS)
 
     def snapshot(self, workload: str) -> pa.Table:

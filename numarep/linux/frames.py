@@ -39,11 +39,27 @@ class Frames:
         self.ranges = list(ranges)
         self._used = set(used)
         self._colours = colours
+        self._recycled: dict[tuple[int, int, int], int] = {}
 
     @property
     def nodes(self) -> int:
-        """Number of memory nodes."""
+        """Number of nodes, memoryless ones included."""
         return len(self.ranges)
+
+    @property
+    def memory_nodes(self) -> tuple[int, ...]:
+        """Nodes that have memory (R2)."""
+        return tuple(node for node, (start, end) in enumerate(self.ranges) if start < end)
+
+    @property
+    def taken(self) -> int:
+        """Number of frames that are not free."""
+        return len(self._used)
+
+    @property
+    def in_use(self) -> frozenset[int]:
+        """All frames that are not free, as they are now."""
+        return frozenset(self._used)
 
     def node_of(self, pfn: int) -> int:
         """Return the node that owns a frame.
@@ -58,8 +74,13 @@ class Frames:
                 return node
         raise FrameError(f"frame {pfn:#x} lies on no memory node")
 
-    def allocate(self, node: int, *, like: int, count: int = 1, align: int = 1) -> int:
+    def allocate(
+        self, node: int, *, like: int, count: int = 1, align: int = 1, recycle: bool = False
+    ) -> int:
         """Take `count` contiguous free frames on `node`, congruent to those that start at `like`.
+
+        With `recycle` the same request gives the same frames again once they are free, and nobody
+        else gets them: as the original is a recycled frame, so is its copy.
 
         Returns
         -------
@@ -71,13 +92,39 @@ class Frames:
         FrameError
             Naming node and size, if there is no such run of free frames.
         """
+        key = (node, like, count)
+        kept = self._recycled.get(key) if recycle else None
+        pfn = self._find(node, like, count, align) if kept is None else kept
+        frames = range(pfn, pfn + count)
+        if pfn < 0 or (kept is not None and not self._used.isdisjoint(frames)):
+            raise FrameError(
+                f"node {node}: can't allocate {count * PAGE_BYTES >> 10} KiB for a replica"
+            )
+        self._used.update(frames)
+        if recycle:
+            self._recycled[key] = pfn
+        return pfn
+
+    def free(self, pfn: int, count: int = 1) -> None:
+        """Give frames back.
+
+        Raises
+        ------
+        FrameError
+            If one of them is free already.
+        """
+        frames = range(pfn, pfn + count)
+        if not self._used.issuperset(frames):
+            raise FrameError(f"frames {pfn:#x} to {pfn + count - 1:#x}: freed, but not in use")
+        self._used.difference_update(frames)
+
+    def _find(self, node: int, like: int, count: int, align: int) -> int:
+        """Return the first suitable run of free frames, or -1."""
         start, end = self.ranges[node]
         step = math.lcm(self._colours, align)
-        first = start + (like - start) % step
-        for pfn in range(first, end - count + 1, step):
-            if self._used.isdisjoint(range(pfn, pfn + count)):
-                self._used.update(range(pfn, pfn + count))
+        kept = {pfn + i for (_, _, n), pfn in self._recycled.items() for i in range(n)}
+        for pfn in range(start + (like - start) % step, end - count + 1, step):
+            frames = range(pfn, pfn + count)
+            if self._used.isdisjoint(frames) and kept.isdisjoint(frames):
                 return pfn
-        raise FrameError(
-            f"node {node}: can't allocate {count * PAGE_BYTES >> 10} KiB for a replica"
-        )
+        return -1

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from numarep.units import PAGE_SHIFT, PMD_BYTES
+from numarep.units import PAGE_BYTES, PAGE_SHIFT, PMD_BYTES
 from numarep.workload.trace import TraceError
 
 
@@ -31,6 +31,11 @@ class Section(NamedTuple):
     def bytes(self) -> int:
         """Length in bytes."""
         return self.end - self.start
+
+    @property
+    def pages(self) -> int:
+        """Length in whole 4 KiB pages."""
+        return -(-self.bytes // PAGE_BYTES)
 
     def holds(self, vpn: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which 4 KiB pages overlap the section, bool like `vpn`."""

@@ -10,7 +10,7 @@ Models present entries only; accessed and dirty bits are kept but mean nothing h
 Translation(pfn=517, leaf=2, flags=3, table=(-1, 8, 7, 6, -1))
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,19 @@ class PageTables:
         else:
             page.pop(index, None)
 
+    def entry(self, table: int, index: int) -> int:
+        """Return one entry, 0 where nothing is present."""
+        return self.pages[table].get(index, 0)
+
+    def add_table(self, level: int, table: int, entries: Mapping[int, int] | None = None) -> None:
+        """Add a table page, empty or with the given entries."""
+        self.pages[table] = dict(entries or {})
+        self.level_of[table] = level
+
+    def drop_table(self, table: int) -> None:
+        """Forget a table page whose frame is freed."""
+        del self.pages[table], self.level_of[table]
+
     def roots(self) -> list[int]:
         """List the pfns of all top-level tables."""
         return sorted(pfn for pfn, level in self.level_of.items() if level == self.levels)
@@ -116,22 +129,30 @@ class PageTables:
         return Translation(pfn, leaf, int(flags), tuple(tables))
 
 
-def tables_from_snapshot(snapshot: pa.Table, levels: int) -> PageTables:
-    """Rebuild the tables as they were when the capture's first window began.
+def tables_from_snapshot(
+    snapshot: pa.Table, levels: int, windows: Sequence[str] = ()
+) -> PageTables:
+    """Rebuild the tables as they were when a capture's window began.
 
     Parameters
     ----------
     snapshot : Table
-        Schema `dataset.TABLES`: the first workload's begin holds every present entry.
+        Schema `dataset.TABLES`: the first workload's begin holds every present entry, what
+        follows holds changes.
     levels : int
         4 or 5.
+    windows : sequence of str
+        All windows up to the wanted one, in the order they ran; empty for the first.
     """
     workload = snapshot.column("workload").to_numpy(zero_copy_only=False)
     moment = snapshot.column("moment").to_numpy(zero_copy_only=False)
-    whole = np.flatnonzero((workload == workload[0]) & (moment == "begin"))
+    last = windows[-1] if windows else workload[0]
+    wanted = np.isin(workload, list(windows[:-1])) | ((workload == last) & (moment == "begin"))
     columns = ("level", "table", "index", "value")
-    rows = (snapshot.column(name).to_numpy()[whole].tolist() for name in columns)
+    rows = (snapshot.column(name).to_numpy()[wanted].tolist() for name in columns)
     tables = PageTables(levels)
     for level, table, index, value in zip(*rows, strict=True):
         tables.set_entry(level, table, index, value)
+    for table in [table for table, page in tables.pages.items() if not page]:
+        tables.drop_table(table)
     return tables

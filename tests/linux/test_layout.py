@@ -8,7 +8,7 @@ import pytest
 from numarep.linux.image import image_from_symbols
 from numarep.linux.layout import Region, aligned, regions
 from numarep.linux.tables import PageTables, large_entry, tables_from_snapshot
-from numarep.replication.replicas import align_tables
+from numarep.replication.boot import align_tables
 from numarep.units import PAGE_SHIFT, PMD, PTE
 from numarep.workload.trace import Pages, TraceError
 from tests.kernels import BASES, MODULE_VA, SmallKernel

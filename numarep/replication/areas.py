@@ -1,0 +1,342 @@
+"""Areas of kernel addresses: mapped everywhere, replicated on demand, freed everywhere (R26-R29).
+
+An area inside the window is mapped into every node's tables to the same pages; outside the window
+there is one mapping in shared tables. `replicate_area` gives every further node its own pages.
+`map_range` and `unmap_range` are the page-table work that both share. The page tables themselves
+come from the loading CPU's node or from their own (`ReplicationSpec.area_ptes`), and stay when an
+area goes, as the kernel's do.
+
+Assumed: first fit with a guard page, from where the window's module range begins.
+
+>>> from tests.kernels import SmallKernel
+>>> kernel = SmallKernel(nodes=2).booted()
+>>> area, _ = new_area(kernel, kernel.cpus[0], pages=2, node=0)
+>>> work = replicate_area(kernel, kernel.cpus[0], area)
+>>> work.references(Kind.STORE, node=1) - 2 * 512  # struct pages; page tables are node 0's (R29)
+2
+"""
+
+from collections.abc import Iterable
+
+from numarep.linux.frames import FrameError
+from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
+from numarep.linux.tables import (
+    NO_EXECUTE,
+    PRESENT,
+    WRITABLE,
+    entry_index,
+    repointed,
+)
+from numarep.memory.kinds import Kind
+from numarep.replication.kernel import Area, Cpu, Kernel, ReplicationError, has_replicas
+from numarep.replication.work import Sync, Work
+from numarep.units import LINES_PER_PAGE, PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE
+
+_TABLE_FLAGS = PRESENT | WRITABLE
+_PAGE_FLAGS = PRESENT | WRITABLE | NO_EXECUTE  # PAGE_KERNEL
+
+
+def new_area(
+    kernel: Kernel, cpu: Cpu, pages: int, *, node: int | None = None, window: bool = True
+) -> tuple[Area, Work]:
+    """Allocate pages and map them: in the window everywhere, outside in shared tables (R26).
+
+    Parameters
+    ----------
+    node : int, optional
+        Memory node to bind the area to; without one, pages come from the CPU's node (R27).
+
+    Raises
+    ------
+    ReplicationError
+        If the node has no memory or does not exist.
+    FrameError
+        If there is no room; then nothing has changed.
+    """
+    if node is not None and node not in kernel.replica_nodes:
+        raise ReplicationError(f"node {node} has no memory (valid: {kernel.replica_nodes})")
+    start = _free_range(kernel, pages, window=window)
+    source = kernel.node_home(cpu) if node is None else node
+    frames = take_frames(kernel, source, [kernel.root] * pages, "areas")
+    area = Area(start, frames, node)
+    work = Work()
+    try:
+        add_pte_pages(kernel, cpu, area.vpns, work)
+    except FrameError:
+        give_frames(kernel, frames, "areas")
+        raise
+    map_range(kernel, area, work)
+    kernel.areas.append(area)
+    return area, work
+
+
+def _free_range(kernel: Kernel, pages: int, *, window: bool) -> int:
+    vmalloc = kernel.bases["vmalloc"] >> PAGE_SHIFT
+    start, end = (MODULES_VPN, MODULES_END_VPN) if window else (vmalloc, vmalloc + (1 << 27))
+    taken = sorted((a.start, len(a.frames)) for a in kernel.areas if start <= a.start < end)
+    for first, count in taken:
+        if start + pages + 1 <= first:
+            break
+        start = first + count + 1
+    while start + pages < end and any(_is_mapped(kernel, start, pages)):
+        start += PAGES_PER_PMD - start % PAGES_PER_PMD
+    if start + pages > end:
+        raise ReplicationError(f"no room for {pages} pages of kernel addresses")
+    return start
+
+
+def _is_mapped(kernel: Kernel, start: int, pages: int) -> Iterable[bool]:
+    return (kernel.tables.walk(kernel.root, vpn) is not None for vpn in range(start, start + pages))
+
+
+def take_frames(kernel: Kernel, node: int, like: list[int], what: str) -> list[int]:
+    """Allocate single frames on a memory node, all or nothing."""
+    frames: list[int] = []
+    try:
+        for original in like:
+            frames.append(kernel.frames.allocate(node, like=original))  # noqa: PERF401
+    except FrameError:
+        for pfn in frames:
+            kernel.frames.free(pfn)
+        raise
+    kernel.held[what] += len(frames)
+    return frames
+
+
+def give_frames(kernel: Kernel, frames: list[int], what: str) -> None:
+    """Free single frames and what they hold."""
+    for pfn in frames:
+        kernel.contents.drop(pfn, 1)
+        kernel.frames.free(pfn)
+    kernel.held[what] -= len(frames)
+
+
+def add_pte_pages(kernel: Kernel, cpu: Cpu, vpns: range, work: Work) -> None:
+    """Give the masters' and, by policy, every node's tables the PTE pages a range needs (R29).
+
+    Pages made before memory runs out stay, empty: the kernel keeps them, too.
+    """
+    first = vpns.start - vpns.start % PAGES_PER_PMD
+    for vpn in range(first, vpns.stop, PAGES_PER_PMD):
+        if _make_path(kernel, cpu, vpn) and kernel.spec.area_ptes != "shared":
+            own_pte_pages(kernel, cpu, vpn, work)
+        elif has_replicas(vpn):
+            _share_pte_page(kernel, vpn, work)
+
+
+def _make_path(kernel: Kernel, cpu: Cpu, vpn: int) -> bool:
+    """Make the master's tables down to the PTE page; tell whether that is the window's."""
+    tables, node = kernel.tables, kernel.node_home(cpu)
+    path = list(kernel.path(kernel.root, vpn, PTE))
+    level, table = path[-1]
+    while level > PTE:
+        below = kernel.new_table(level - 1, node, like=table, what="shared")
+        tables.set_entry(level, table, entry_index(vpn, level), below << PAGE_SHIFT | _TABLE_FLAGS)
+        level, table = level - 1, below
+    return has_replicas(vpn)
+
+
+def _share_pte_page(kernel: Kernel, vpn: int, work: Work) -> None:
+    """Point the copied PMD pages at the master's PTE page where they point nowhere yet (R12)."""
+    pmd = dict(kernel.path(kernel.root, vpn, PMD))[PMD]
+    index = entry_index(vpn, PMD)
+    entry = kernel.tables.entry(pmd, index)
+    for _, copy in kernel.copies_of(pmd):
+        if not kernel.tables.entry(copy, index):
+            _write(kernel, work, PMD, copy, index, entry)
+
+
+def own_pte_pages(kernel: Kernel, cpu: Cpu, vpn: int, work: Work) -> None:
+    """Give every further node its own PTE page for a range, from where the policy says (R29)."""
+    levels = dict(kernel.path(kernel.root, vpn, PTE))
+    pmd, pte, index = levels[PMD], levels[PTE], entry_index(vpn, PMD)
+    for node in kernel.further_nodes:
+        if pte in kernel.own[node]:
+            continue
+        target = kernel.node_home(cpu) if kernel.spec.area_ptes == "loader" else node
+        copy = kernel.new_table(PTE, target, like=pte, what="area_ptes")
+        kernel.tables.add_table(PTE, copy, kernel.tables.pages[pte])
+        kernel.own[node][pte] = copy
+        gone = {i: entry for (table, i), entry in kernel.hidden.items() if table == pte}
+        kernel.hidden |= {(copy, i): entry for i, entry in gone.items()}
+        kernel.touch_struct_page(work, copy)
+        work.burst(kernel.run(Kind.STORE, copy, lines=LINES_PER_PAGE))
+        entry = repointed(kernel.tables.entry(pmd, index), copy)
+        _write(kernel, work, PMD, kernel.own[node][pmd], index, entry)
+
+
+def _write(kernel: Kernel, work: Work, level: int, table: int, index: int, entry: int) -> None:
+    """Write an entry of a further node's table."""
+    kernel.tables.set_entry(level, table, index, entry)
+    kernel.store_entry(work, table, index)
+
+
+def pte_of(kernel: Kernel, vpn: int) -> tuple[int, int]:
+    """Return the master's PTE page and index of a page."""
+    return dict(kernel.path(kernel.root, vpn, PTE))[PTE], entry_index(vpn, PTE)
+
+
+def map_range(kernel: Kernel, area: Area, work: Work) -> None:
+    """Map an area's pages in the master's and all other tables, writable and not executable."""
+    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
+        table, index = pte_of(kernel, vpn)
+        entry = pfn << PAGE_SHIFT | _PAGE_FLAGS
+        kernel.tables.set_entry(PTE, table, index, entry)
+        for _, copy in kernel.copies_of(table):
+            work.instructions(kernel.spec.instructions.entry)
+            _write(kernel, work, PTE, copy, index, entry)
+
+
+def unmap_range(kernel: Kernel, area: Area, work: Work) -> None:
+    """Clear an area's entries in all tables (R28)."""
+    for vpn in area.vpns:
+        table, index = pte_of(kernel, vpn)
+        kernel.tables.set_entry(PTE, table, index, 0)
+        kernel.replicated.pop((table, index), None)
+        kernel.hidden.pop((table, index), None)
+        for _, copy in kernel.copies_of(table):
+            kernel.hidden.pop((copy, index), None)
+            work.instructions(kernel.spec.instructions.entry)
+            _write(kernel, work, PTE, copy, index, 0)
+
+
+def replicate_area(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
+    """Give every further node its own pages of an area (R27).
+
+    Raises
+    ------
+    ReplicationError
+        If the area lies outside the window, is not allocated, is bound to no node, is replicated
+        already, or the policy has no per-node tables.
+    FrameError
+        If a node has no room; then the area is shared as before (R31).
+    """
+    _check_replicable(kernel, area)
+    work = Work()
+    for vpn in range(area.start - area.start % PAGES_PER_PMD, area.vpns.stop, PAGES_PER_PMD):
+        own_pte_pages(kernel, cpu, vpn, work)
+    taken: dict[int, list[int]] = {}
+    try:
+        for node in kernel.replica_nodes if kernel.further_nodes else ():
+            if node == area.node:
+                continue
+            taken[node] = take_frames(kernel, node, area.frames, "replicas")
+    except FrameError:
+        for frames in taken.values():
+            give_frames(kernel, frames, "replicas")
+        raise
+    for node, frames in taken.items():
+        _use_copies(kernel, area, node, frames, work)
+    area.replicas = taken
+    _flush_kernel_range(kernel, cpu, work)
+    return work
+
+
+def _check_replicable(kernel: Kernel, area: Area) -> None:
+    if not has_replicas(area.start):
+        raise ReplicationError(
+            f"area at {area.start << PAGE_SHIFT:#x} lies outside the window (the top 2 GiB): "
+            "expected one that new_area maps there"
+        )
+    if area not in kernel.areas:
+        raise ReplicationError("expected an existing area, not one that is freed")
+    if area.node is None:
+        raise ReplicationError("expected an area bound to one node; allocate it with node=")
+    if area.replicas:
+        raise ReplicationError("the area is replicated already")
+    if any(pte_of(kernel, vpn) in kernel.hidden for vpn in area.vpns):
+        raise ReplicationError("expected pages that are present")
+    if not kernel.spec.tables:
+        raise ReplicationError("expected a policy with per-node tables")
+
+
+def _use_copies(kernel: Kernel, area: Area, node: int, frames: list[int], work: Work) -> None:
+    """Unmap the range in one node's table, map the new pages as 4 KiB, copy (R27)."""
+    costs = kernel.spec.instructions
+    for vpn, original, pfn in zip(area.vpns, area.frames, frames, strict=True):
+        table, index = pte_of(kernel, vpn)
+        copy = kernel.own.get(node, {}).get(table, table)  # the master's table is the original
+        entry = repointed(kernel.tables.entry(table, index), pfn)
+        work.instructions(costs.area_page)
+        kernel.touch_struct_page(work, pfn)
+        kernel.store_entry(work, copy, index)
+        _write(kernel, work, PTE, copy, index, entry)
+        kernel.copy(work, original, pfn, lines=LINES_PER_PAGE)
+        kernel.contents.copy(original, pfn, 1)
+        everywhere = dict.fromkeys(kernel.replica_nodes, original)
+        kernel.replicated.setdefault((table, index), everywhere)[node] = pfn
+
+
+def _flush_kernel_range(kernel: Kernel, cpu: Cpu, work: Work) -> None:
+    for other in kernel.cpus:
+        if other is not cpu:
+            work.event(Sync.IPI, other.number)
+        work.event(Sync.FLUSH_ALL, other.number)
+
+
+def free_area(kernel: Kernel, area: Area) -> Work:
+    """Unmap an area everywhere and free its pages, all replicas included (R28).
+
+    Raises
+    ------
+    ReplicationError
+        If it is freed already.
+    """
+    if area not in kernel.areas:
+        raise ReplicationError("expected an existing area, not one that is freed")
+    work = Work()
+    unmap_range(kernel, area, work)
+    for frames in area.replicas.values():
+        for pfn in frames:
+            kernel.touch_struct_page(work, pfn)
+        give_frames(kernel, frames, "replicas")
+    give_frames(kernel, area.frames, "areas")
+    kernel.areas.remove(area)
+    return work
+
+
+def page_of(kernel: Kernel, vpn: int) -> int:
+    """Return the master page of a kernel address (vmalloc_to_page; R28).
+
+    Raises
+    ------
+    ReplicationError
+        If nothing is mapped there.
+    """
+    for area in kernel.areas:
+        if vpn in area.vpns:
+            return area.frames[vpn - area.start]
+    found = kernel.tables.walk(kernel.root, vpn)
+    if found is None:
+        raise ReplicationError(f"{vpn << PAGE_SHIFT:#x} is not mapped")
+    return found.pfn
+
+
+def node_frame(kernel: Kernel, node: int, vpn: int) -> int:
+    """Return the frame that a memory node's tables map a kernel page to.
+
+    Raises
+    ------
+    ReplicationError
+        If nothing is mapped there.
+    """
+    found = kernel.tables.walk(kernel.pgd_numa(node), vpn)
+    if found is None:
+        raise ReplicationError(f"{vpn << PAGE_SHIFT:#x} is not mapped")
+    return found.pfn
+
+
+def share_again(kernel: Kernel, area: Area) -> Work:
+    """Point all tables at an area's master pages again and free its replicas (R31)."""
+    work = Work()
+    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
+        table, index = pte_of(kernel, vpn)
+        kernel.replicated.pop((table, index), None)
+        entry = repointed(kernel.tables.entry(table, index), pfn)
+        kernel.tables.set_entry(PTE, table, index, entry)
+        for _, copy in kernel.copies_of(table):
+            _write(kernel, work, PTE, copy, index, entry)
+    for frames in area.replicas.values():
+        give_frames(kernel, frames, "replicas")
+    area.replicas = {}
+    return work

@@ -1,0 +1,209 @@
+"""The traced kernel's events, replayed on the model: where replication's extra work arises.
+
+An entry of a watched function is the event; `clues` says what it was about; the model's operation
+gives the work, which is spliced in there, on the CPU that ran it.
+
+| symbol | operation |
+|---|---|
+| pgd_alloc, pgd_free | `process.fork`, `process.leave` (R16) |
+| __pud_alloc with 4 levels, __p4d_alloc with 5 | `process.fill_slot` (R18) |
+| ___pud_free_tlb with 4 levels, ___p4d_free_tlb with 5 | `process.clear_slot` (R18) |
+| switch_mm_irqs_off | `process.switch_to` (R20) |
+| text_poke | `patching.poke` (R23): every phase of the INT3 protocol calls it |
+
+`load_module`, `free_module` and `set_memory_*` carry no clue to their range: a window in which one
+is entered gets a warning, as does a kernel without a watched symbol.
+
+Assumed, where a clue is missing: a new process's PGD lies on the CPU's node; the oldest process
+exits; the youngest fills its first free slot.
+
+>>> watched(levels=5)["__p4d_alloc"]
+'fill'
+"""
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from numarep.linux.tables import entry_pfn
+from numarep.replication.clues import Clues
+from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Cpu, Kernel, Mm
+from numarep.replication.patching import poke
+from numarep.replication.process import clear_slot, fill_slot, fork, leave, switch_to
+from numarep.replication.splice import Splice
+from numarep.replication.work import Work
+from numarep.units import MAX_LEVELS
+from numarep.workload.trace import Trace
+
+_ALWAYS = {
+    "pgd_alloc": "birth",
+    "pgd_free": "death",
+    "switch_mm_irqs_off": "switch",
+    "text_poke": "poke",
+}
+UNPRICED = (
+    *("load_module", "free_module"),
+    *("set_memory_ro", "set_memory_rw", "set_memory_x", "set_memory_nx"),
+)
+
+
+class ReplicationWarning(UserWarning):
+    """Work of replication that can't be charged for this kernel or window."""
+
+
+def watched(levels: int) -> dict[str, str]:
+    """Return the watched symbols and what each stands for."""
+    top = "p4d" if levels == MAX_LEVELS else "pud"
+    return {**_ALWAYS, f"__{top}_alloc": "fill", f"___{top}_free_tlb": "clear"}
+
+
+def warn_of_missing(symbols: Collection[str], levels: int) -> None:
+    """Warn of watched symbols a kernel does not have: their work is never charged."""
+    missing = sorted(set(watched(levels)) - set(symbols))
+    if missing:
+        warnings.warn(
+            f"the kernel has no symbol {', '.join(missing)}: what replication adds there is not "
+            "charged",
+            ReplicationWarning,
+            stacklevel=2,
+        )
+
+
+@dataclass
+class Replay:
+    """A window's events on a booted kernel; `trace` is the window with their work in it."""
+
+    kernel: Kernel
+    window: Trace
+    cpu: Cpu
+    alive: dict[int, Mm] = field(default_factory=dict)  # by pfn of the captured PGD
+    processes: dict[int, Mm] = field(default_factory=dict)  # gone ones, too
+    clues: Clues = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take over the processes that live when the window begins."""
+        self.clues = Clues(self.window, self.kernel.bases, self.kernel.image)
+        for pgd in sorted(self._captured() - self._born()):
+            self._adopt(pgd)
+        first = int(self.window.pages.root[self.window.records.page[0]])
+        switch_to(self.kernel, self.cpu, self._process(first))
+
+    def _captured(self) -> set[int]:
+        """List captured PGDs, in the snapshot's tables or the trace: first pages of their pairs."""
+        levels, kernel = self.kernel.tables.levels, self.kernel
+        ours = {pfn for own in kernel.own.values() for pfn in own.values()}
+        ours |= {pgd for mm in kernel.mms for pgd in mm.pgd.values()}
+        if kernel.poking is not None:
+            ours |= set(kernel.poking.pgd.values())
+        top = {t for t, level in kernel.tables.level_of.items() if level == levels}
+        roots = {*np.unique(self.window.pages.root).tolist(), *top}
+        return {root & ~1 for root in roots - ours} - {kernel.root & ~1} - ours
+
+    def _born(self) -> set[int | None]:
+        events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
+        births = (self.clues.new_pgd(at) for at, name in events if name == "pgd_alloc")
+        known = set(self.kernel.tables.pages)
+        return {pgd for pgd in births if pgd not in known}
+
+    def _adopt(self, pgd: int) -> Mm:
+        """Give a process that was born before its further PGDs; uncharged."""
+        entries = [dict(self.kernel.tables.pages.get(pgd + page, {})) for page in (0, 1)]
+        mm, _ = fork(self.kernel, self.cpu, captured=pgd)
+        for slot, entry in entries[0].items():
+            if slot < KERNEL_HALF:
+                fill_slot(self.kernel, self.cpu, mm, slot, captured=entry_pfn(entry))
+        self.alive[pgd] = self.processes[pgd] = mm
+        return mm
+
+    def _process(self, root: int) -> Mm:
+        pgd = root & ~1
+        return self.alive.get(pgd, self.kernel.init_mm)
+
+    def trace(self) -> Trace:
+        """Run the events and return the window with their work spliced in."""
+        splice = Splice(self.window, self.kernel)
+        operations = watched(self.kernel.tables.levels)
+        events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
+        for event, name in events:
+            if name in operations:
+                work = getattr(self, f"_{operations[name]}")(event)
+                splice.add(event, self.cpu, work)
+            elif name in UNPRICED:
+                warnings.warn(
+                    f"{name} is entered in the window; what replication adds there is not charged",
+                    ReplicationWarning,
+                    stacklevel=2,
+                )
+        return splice.spliced()
+
+    def _birth(self, event: int) -> Work:
+        pgd = self.clues.new_pgd(event)
+        if pgd in self.alive:  # its end was on another CPU
+            self._end(pgd)
+        mm, work = fork(self.kernel, self.cpu, captured=pgd)
+        key = mm.pgd[mm.original] if pgd is None else pgd
+        self.alive[key] = self.processes[key] = mm
+        return work
+
+    def _death(self, event: int) -> Work:
+        pgd = self.clues.freed_pgd(event, self.alive)
+        if pgd is None:
+            others = [key for key, mm in self.alive.items() if mm is not self.cpu.mm]
+            pgd = others[0] if others else None
+        if pgd is None:
+            self._birth(event)
+            pgd = next(reversed(self.alive))
+        return self._end(pgd)
+
+    def _end(self, pgd: int) -> Work:
+        mm = self.alive.pop(pgd)
+        for cpu in self.kernel.cpus:
+            if cpu.mm is mm:
+                switch_to(self.kernel, cpu, self.kernel.init_mm)
+        slots = [i for i in self.kernel.tables.pages[mm.pgd[mm.original]] if i < KERNEL_HALF]
+        for slot in slots:
+            clear_slot(self.kernel, mm, slot)  # charged where the trace clears them
+        return leave(self.kernel, mm)
+
+    def _fill(self, event: int) -> Work:
+        clue = self.clues.filled_slot(event, self.alive)
+        pgd, line, table = clue or (next(reversed(self.alive)), 0, None)
+        mm = self.alive[pgd]
+        slot = self._slot(mm, line, filled=False)
+        if self.kernel.tables.entry(mm.pgd[mm.original], slot):
+            clear_slot(self.kernel, mm, slot)
+        return fill_slot(self.kernel, self.cpu, mm, slot, captured=table)
+
+    def _clear(self, event: int) -> Work:
+        clue = self.clues.cleared_slot(event, self.alive)
+        pgd, line = clue or (next(iter(self.alive)), 0)
+        mm = self.alive[pgd]
+        slot = self._slot(mm, line, filled=True)
+        if not self.kernel.tables.entry(mm.pgd[mm.original], slot):
+            fill_slot(self.kernel, self.cpu, mm, slot)
+        return clear_slot(self.kernel, mm, slot)
+
+    def _slot(self, mm: Mm, line: int, *, filled: bool) -> int:
+        """Return the first slot of a PGD's line that is filled or empty, else the line's first."""
+        slots = range(line * ENTRIES_PER_LINE, (line + 1) * ENTRIES_PER_LINE)
+        entries = self.kernel.tables.pages[mm.pgd[mm.original]]
+        return next((slot for slot in slots if (slot in entries) == filled), slots.start)
+
+    def _switch(self, event: int) -> Work:
+        root = self.clues.loaded_root(event)
+        return Work() if root is None else switch_to(self.kernel, self.cpu, self._process(root))
+
+    def _poke(self, event: int) -> Work:
+        va = self.clues.poked_text(event)
+        return Work() if va is None else poke(self.kernel, self.cpu, va, b"\x90")
+
+
+def page_table_frames(kernel: Kernel, processes: Mapping[int, Mm]) -> set[int]:
+    """Return frames of page tables that replication added."""
+    frames = {copy for own in kernel.own.values() for copy in own.values()}
+    for mm in processes.values():
+        frames |= {pgd + page for pgd in mm.pgd.values() for page in (0, 1)}
+        frames |= set(mm.private.values())
+    return frames

@@ -1,0 +1,163 @@
+r"""Patching kernel text: every replica, through the poking mm, in the INT3 protocol (R22-R24).
+
+Modelled are the bytes (`Kernel.contents`) and the work; `int3_phases` stops after every write, so
+that what other CPUs could fetch in between can be looked at. In the window every memory node's
+table is looked up and written through, also where several map the same page, as the series does.
+
+>>> from tests.kernels import TEXT_VA, SmallKernel
+>>> kernel = SmallKernel(nodes=3).booted()
+>>> work = poke(kernel, kernel.cpus[0], TEXT_VA + 5, b"\xcc")
+>>> len(work.events(Sync.CR3_LOAD)), [run.node for run in work.accesses() if run.vpn == POKING_VPN]
+(4, [1, 2])
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+
+from numarep.linux.tables import (
+    LARGE,
+    NO_EXECUTE,
+    PRESENT,
+    WRITABLE,
+    entry_index,
+)
+from numarep.memory.kinds import Kind
+from numarep.replication.areas import node_frame
+from numarep.replication.kernel import (
+    ENTRIES_PER_LINE,
+    Cpu,
+    Kernel,
+    ReplicationError,
+    has_replicas,
+)
+from numarep.replication.work import Run, Sync, Work
+from numarep.units import LINE_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD, PTE
+
+INT3 = b"\xcc"
+POKING_VPN = 0  # Assumed: the real one is random (poking_init); its tables are its own anyway
+_PAGE_FLAGS = PRESENT | WRITABLE | NO_EXECUTE
+
+Patch = tuple[int, bytes]  # va, new bytes
+
+
+class Phase(IntEnum):
+    """Phases of text_poke_bp_batch: each completes on all replicas before the next begins."""
+
+    BREAKPOINT = 0
+    TAIL = 1
+    FIRST_BYTE = 2
+
+
+def patch_boot(kernel: Kernel, va: int, data: bytes) -> None:
+    """Write text or rodata while the kernel boots: plainly, into every copy there is (R14c, R22).
+
+    A module's text is written once, before it is replicated.
+    """
+    for part, chunk in _by_page(va, data):
+        frames = {node_frame(kernel, node, part >> PAGE_SHIFT) for node in kernel.replica_nodes}
+        for pfn in sorted(frames):
+            kernel.contents.write(pfn, part % PAGE_BYTES, chunk)
+
+
+def poke(kernel: Kernel, cpu: Cpu, va: int, data: bytes) -> Work:
+    """Write live text on every replica (text_poke; R23).
+
+    Raises
+    ------
+    ReplicationError
+        If there is no poking mm yet, or nothing is mapped there; then nothing has changed.
+    """
+    work = Work()
+    for _ in _pokes(kernel, cpu, va, data, work):
+        pass
+    return work
+
+
+def int3_phases(
+    kernel: Kernel, cpu: Cpu, patches: Sequence[Patch], work: Work
+) -> Iterator[tuple[Phase, int, int]]:
+    """Patch live text; yield (phase, node, va) after every single write (R24).
+
+    All CPUs are synchronised after each phase, as without replicas: that is no further work.
+    """
+    parts = {
+        Phase.BREAKPOINT: [(va, INT3) for va, _ in patches],
+        Phase.TAIL: [(va + 1, data[1:]) for va, data in patches if len(data) > 1],
+        Phase.FIRST_BYTE: [(va, data[:1]) for va, data in patches],
+    }
+    for phase, writes in parts.items():
+        for va, data in writes:
+            for node in _pokes(kernel, cpu, va, data, work):
+                yield phase, node, va
+
+
+def patch_live(kernel: Kernel, cpu: Cpu, patches: Sequence[Patch]) -> Work:
+    """Patch live text with the INT3 protocol: static keys, ftrace, kprobes, alternatives (R24)."""
+    work = Work()
+    for _ in int3_phases(kernel, cpu, patches, work):
+        pass
+    return work
+
+
+def _by_page(va: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Cut a write at the page boundary."""
+    room = PAGE_BYTES - va % PAGE_BYTES
+    if len(data) > PAGE_BYTES:
+        raise ReplicationError(f"a patch of {len(data)} bytes: expected at most a page")
+    yield va, data[:room]
+    if data[room:]:
+        yield va + room, data[room:]
+
+
+def _pokes(kernel: Kernel, cpu: Cpu, va: int, data: bytes, work: Work) -> Iterator[int]:
+    """Write through the poking mm, node by node; yield the node after each."""
+    if kernel.poking is None:
+        raise ReplicationError("patching live text: expected a booted kernel; see patch_boot")
+    parts = list(_by_page(va, data))
+    for part, _ in parts:
+        node_frame(kernel, kernel.master, part >> PAGE_SHIFT)
+    further = 0
+    for node in kernel.replica_nodes if has_replicas(va >> PAGE_SHIFT) else (kernel.master,):
+        charged = node != kernel.master and kernel.spec.active
+        for part, chunk in parts:
+            pfn = node_frame(kernel, node, part >> PAGE_SHIFT)
+            kernel.contents.write(pfn, part % PAGE_BYTES, chunk)
+            if charged:
+                _charge(kernel, cpu, node, part, pfn, further, work)
+        further += charged
+        yield node
+        if not kernel.own:
+            return
+
+
+def _charge(
+    kernel: Kernel, cpu: Cpu, node: int, va: int, pfn: int, further: int, work: Work
+) -> None:
+    """Add one further replica's write: lookup, map, switch, write, switch back, unmap, flush."""
+    assert kernel.poking is not None
+    costs = kernel.spec.instructions
+    work.instructions(costs.poke_further if further else costs.poke)
+    _charge_lookup(kernel, node, va >> PAGE_SHIFT, work)
+    root = kernel.poking.root(node)
+    pte = dict(kernel.path(root, POKING_VPN, PTE))[PTE]
+    index = entry_index(POKING_VPN, PTE)
+    kernel.tables.set_entry(PTE, pte, index, pfn << PAGE_SHIFT | _PAGE_FLAGS)
+    kernel.store_entry(work, pte, index)
+    work.event(Sync.CR3_LOAD, cpu.number, root)
+    line = (va % PAGE_BYTES) >> LINE_SHIFT
+    owner = kernel.frames.node_of(pfn)
+    work.burst(Run(Kind.STORE, POKING_VPN, pfn, owner, line, root=root))
+    kernel.tables.set_entry(PTE, pte, index, 0)
+    kernel.store_entry(work, pte, index)
+    work.event(Sync.CR3_LOAD, cpu.number, cpu.cr3)
+    work.event(Sync.FLUSH_PAGE, cpu.number, POKING_VPN)
+
+
+def _charge_lookup(kernel: Kernel, node: int, vpn: int, work: Work) -> None:
+    """Add the software walk of one node's table, down to the leaf."""
+    for level, table in kernel.path(kernel.pgd_numa(node), vpn, PTE):
+        index = entry_index(vpn, level)
+        line = index // ENTRIES_PER_LINE
+        work.burst(kernel.run(Kind.LOAD, table, line=line, times=1))
+        if level <= PMD and kernel.tables.entry(table, index) & LARGE:
+            return

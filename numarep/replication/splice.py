@@ -1,0 +1,130 @@
+"""Work spliced into a trace: after each event, the records that replication adds there.
+
+Bursts become loads and stores through the page tables of the process that ran, instructions a
+fetch of the event's own line, CR3 loads and flushes of the own CPU their records. What happens on
+other CPUs (their flushes, interprocessor interrupts) is not in a trace of one CPU and left out.
+
+>>> [kind.name for kind in _SYNC_KIND.values()]
+['CR3', 'INVLPG', 'FLUSH']
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from numarep.memory.kinds import Kind
+from numarep.replication.kernel import Cpu, Kernel
+from numarep.replication.work import CURRENT, Burst, Event, Instructions, Run, Sync, Work
+from numarep.units import MAX_LEVELS, PAGE_SHIFT, PTE
+from numarep.workload.trace import Flag, Pages, Records, Trace, TraceError
+
+_SYNC_KIND = {Sync.CR3_LOAD: Kind.CR3, Sync.FLUSH_PAGE: Kind.INVLPG, Sync.FLUSH_ALL: Kind.FLUSH}
+_Row = tuple[int, ...]  # vpn, pfn, leaf, flags, table pages from PTE to the 5-level PGD
+
+
+@dataclass
+class Splice:
+    """Records and translations to add, built event by event."""
+
+    trace: Trace
+    kernel: Kernel
+    rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    new_pages: list[_Row] = field(default_factory=list)
+    records: list[tuple[int, int, int, int]] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+
+    def add(self, event: int, cpu: Cpu, work: Work) -> None:
+        """Add an operation's work right after record `event`, which `cpu` ran."""
+        before = len(self.records)
+        root = int(self.trace.pages.root[self.trace.records.page[event]])
+        for step in work.steps:
+            if isinstance(step, Burst):
+                self._add_burst(step, root)
+            elif isinstance(step, Instructions):
+                records = self.trace.records
+                page, line = int(records.page[event]), int(records.line[event])
+                self.records.append((Kind.FETCH, page, line, step.number))
+            else:
+                self._add_event(step, cpu, root)
+        self.after += [event] * (len(self.records) - before)
+
+    def _add_burst(self, burst: Burst, root: int) -> None:
+        for step in range(burst.runs[0].lines):
+            for run in burst.runs:
+                one = run.at(step)
+                row = self._row(root, one)
+                self.records.append((one.kind, row, one.line, one.times))
+
+    def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
+        if event.cpu != cpu.number or event.sync == Sync.IPI:
+            return
+        vpn = event.argument if event.sync == Sync.FLUSH_PAGE else 0
+        new_root = root
+        if event.sync == Sync.CR3_LOAD and event.argument != cpu.cr3:
+            new_root = event.argument
+        key = (new_root, vpn, CURRENT)
+        if key not in self.rows:
+            table = [-1] * MAX_LEVELS
+            table[self.kernel.tables.levels - 1] = new_root
+            self._new_row(key, (vpn, 0, 0, 0, *table))
+        self.records.append((_SYNC_KIND[event.sync], self.rows[key], 0, 0))
+
+    def _row(self, root: int, run: Run) -> int:
+        key = (root if run.root == CURRENT else run.root, run.vpn, run.pfn)
+        if key not in self.rows:
+            foreign = run.root != CURRENT
+            self._new_row(key, self._through(run) if foreign else self._mapped(root, run))
+        return self.rows[key]
+
+    def _new_row(self, key: tuple[int, int, int], row: _Row) -> None:
+        self.rows[key] = len(self.trace.pages.vpn) + len(self.new_pages)
+        self.new_pages.append(row)
+
+    def _mapped(self, root: int, run: Run) -> _Row:
+        """Translate a kernel address as the captured tables do, under the current root."""
+        found = self.kernel.tables.walk(self.kernel.root, run.vpn)
+        if found is None:
+            raise TraceError(f"page tables: {run.vpn << PAGE_SHIFT:#x} is not mapped")
+        table = list(found.table)
+        table[self.kernel.tables.levels - 1] = root
+        return run.vpn, found.pfn, found.leaf, found.flags, *table
+
+    def _through(self, run: Run) -> _Row:
+        """Translate a page mapped for a moment under another root (the poking mm's)."""
+        table = [-1] * MAX_LEVELS
+        for level, pfn in self.kernel.path(run.root, run.vpn, PTE):
+            table[level - 1] = pfn
+        return run.vpn, run.pfn, PTE, Flag.WRITABLE, *table
+
+    def spliced(self) -> Trace:
+        """Return the trace with everything added; the very same if that is nothing."""
+        if not self.records:
+            return self.trace
+        at = np.array(self.after, dtype=np.int64) + 1
+        added = np.array(self.records, dtype=np.int64)
+        old = self.trace.records
+        merged = Records(
+            np.insert(old.kind, at, added[:, 0].astype(np.uint8)),
+            np.insert(old.page, at, added[:, 1].astype(np.int32)),
+            np.insert(old.line, at, added[:, 2].astype(np.uint8)),
+            np.insert(old.count, at, added[:, 3].astype(np.int32)),
+        )
+        shift = np.searchsorted(np.sort(at), self.trace.event_record, side="right")
+        return dataclasses.replace(
+            self.trace,
+            records=merged,
+            pages=self._more_pages(),
+            event_record=self.trace.event_record + shift,
+        )
+
+    def _more_pages(self) -> Pages:
+        old = self.trace.pages
+        new = np.array(self.new_pages, dtype=np.int64).reshape(-1, 4 + MAX_LEVELS)
+        return Pages(
+            np.concatenate([old.vpn, new[:, 0]]),
+            np.concatenate([old.pfn, new[:, 1]]),
+            np.concatenate([old.leaf, new[:, 2].astype(np.uint8)]),
+            np.concatenate([old.flags, new[:, 3].astype(np.uint8)]),
+            np.concatenate([old.table, new[:, 4:]]),
+        )

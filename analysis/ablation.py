@@ -13,7 +13,7 @@ from analysis.cases import study_over
 from analysis.pairs import BASELINE, remote_pairs
 from analysis.section import Column, Evidence, Figure, Section, Table, percent
 from analysis.seed_table import with_published
-from analysis.style import MARGIN, Width, gain_key, gain_scale, key, light
+from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, light
 
 COMMANDS = (
     "python -m numarep.sweep study=ablation out={out}",
@@ -151,7 +151,9 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         pl.format("{}: {} {} %", "row", "part", pl.col("gain").round(2)).alias("tip")
     )
     labels = 124
-    x = alt.X("part:N", sort=parts, title=None, axis=alt.Axis(orient="top", labelAngle=-30))
+    small = width is Width.NARROW
+    top = alt.Axis(orient="top", labelAngle=-55 if small else 0)
+    x = alt.X("part:N", sort=parts, title=None, axis=top)
     base = alt.Chart(cells).encode(
         x=x,
         y=alt.Y("row:N", sort=rows["row"].to_list(), title=None, axis=alt.Axis(minExtent=labels)),
@@ -159,8 +161,7 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     boxes = base.mark_rect(stroke=light("paper"), strokeWidth=2).encode(
         color=alt.Color("gain:Q", scale=gain_scale(), legend=None), description="tip:N"
     )
-    small = width is Width.NARROW
-    strong = (alt.datum.gain > 25) | (alt.datum.gain < -10)
+    strong = (alt.datum.gain > STEPS[-1]) | (alt.datum.gain < STEPS[0])
     numbers = base.mark_text(fontSize=9 if small else 12, aria=False).encode(
         text=alt.Text("gain:Q", format=".0f" if small else ".1f"),
         color=alt.condition(strong, alt.value(light("paper")), alt.value(light("ink"))),

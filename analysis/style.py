@@ -109,7 +109,7 @@ def server_scale(present: Sequence[str]) -> alt.Scale:
 
 
 # Gains in %: the bins of maps, and the role of each bin's colour.
-STEPS = (-10.0, -3.0, -0.5, 0.5, 3.0, 10.0, 25.0)
+STEPS = (-10.0, -3.0, -0.5, 0.5, 3.0, 10.0, 20.0)
 BINS = ("loss-3", "loss-2", "loss-1", "even", "gain-1", "gain-2", "gain-3", "gain-4")
 
 

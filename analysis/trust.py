@@ -210,10 +210,10 @@ _COLUMNS = {
 _ORIGIN = {"item": Column("what"), "value": Column("value"), "folder": Column("folder")}
 _HOW = (
     "Laws are recomputed from the stored counts and columns, times with a relative tolerance of "
-    f"{ROUNDING:g}; null tests allow no gain at all. At equal latencies replicas can lose a little: "
-    "with KPTI a CPU of another node holds the entry text twice, as the user's CR3 maps it and as "
-    "the kernel's does, and a node's copy of a page table may have to be fetched where the "
-    "original was just written. What results can't show is tested: "
+    f"{ROUNDING:g}; null tests allow no gain at all. At equal latencies replicas can lose a "
+    "little: with KPTI a CPU of another node holds the entry text twice, as the user's CR3 maps "
+    "it and as the kernel's does, and a node's copy of a page table may have to be fetched where "
+    "the original was just written. What results can't show is tested: "
     "the core against a plain-Python twin, access by access (tests/memory), and beside an "
     "independent cache simulator (python -m tests.benchmarks.core). Not yet shown: the latency "
     "staircase of a pointer chase, which needs a synthetic workload (issue 3)."

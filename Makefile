@@ -1,4 +1,5 @@
 # make sweep [ARGS="workload=kill out=/tmp/kill"]   install what it needs, run the main job
+# make report [ARGS="..."]                          the same, then a report of it as a page
 # make test                                         install what it needs, run every check
 # make constraints                                  pin the newest versions that fit pyproject.toml
 # Uses uv where it is installed, python3's venv and pip elsewhere.
@@ -17,11 +18,15 @@ venv = $(PYTHON) -m venv $(VENV)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: sweep test constraints
+.PHONY: sweep report test constraints
 .DEFAULT_GOAL := sweep
 
 sweep: $(VENV)/.sweep
 	@$(BIN)/python -m numarep.sweep $(ARGS)
+
+report: $(VENV)/.report
+	@$(BIN)/python -m numarep.sweep out=results/seed_table $(ARGS)
+	@$(BIN)/python -m analysis.report results/seed_table
 
 test: $(VENV)/.test
 	@echo "== ruff format"; $(BIN)/ruff format --check .
@@ -43,6 +48,11 @@ $(VENV)/.sweep: pyproject.toml constraints.txt
 	@echo "== installing into $(VENV)"
 	@$(venv)
 	@$(install) -e .
+	@touch $@
+
+$(VENV)/.report: $(VENV)/.sweep
+	@echo "== installing what reports need"
+	@$(install) -e '.[report]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.sweep

@@ -3,12 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import polars as pl
 
-from analysis import published, stalls, trust
+from analysis import ablation, break_even, own, published, sensitivity, stalls, trust
+from analysis.absent import absent
 from analysis.page import PAGE, Report, write_report
 from analysis.section import Evidence, listed
 from analysis.sources import Sources, open_sources
@@ -16,7 +18,15 @@ from numarep.results import ResultsError
 
 DONE, NO_REPORT = 0, 2
 TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and cost"
-QUESTIONS: tuple[ModuleType, ...] = (published, stalls, trust)
+QUESTIONS: tuple[ModuleType, ...] = (
+    published,
+    stalls,
+    ablation,
+    break_even,
+    sensitivity,
+    trust,
+    own,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_report(sources: Sources, paths: Sequence[str]) -> Report:
     """Ask every question of the evidence."""
     evidence = sources.evidence
+    answered = [question.section(evidence) for question in QUESTIONS]
     return Report(
         TITLE,
         _subject(evidence),
-        [question.section(evidence) for question in QUESTIONS],
+        [
+            replace(section, commands=tuple(c.replace("{out}", paths[0]) for c in section.commands))
+            for section in sorted([*answered, *absent()], key=lambda section: section.number)
+        ],
         sources.notes,
         f"python -m analysis.report {' '.join(paths)}",
     )

@@ -1,0 +1,87 @@
+"""Question 11: the reader's own machine, kernel or program, where the results contain them.
+
+A run is one's own if its machine, its kernel's dataset or its workload is not the published
+study's.
+"""
+
+import polars as pl
+
+from analysis.cases import SCENARIO
+from analysis.pairs import remote_pairs
+from analysis.section import Column, Evidence, Section, Table, percent
+from analysis.seed_table import published
+
+PUBLISHED_MACHINE = "e5_2690_v3"
+BUNDLED = "debian-6.1"
+COMMANDS = (
+    "python -m numarep.capture --out CAPTURE",
+    "python -m numarep.sweep kernel.dataset=CAPTURE out={out}",
+    "python -m numarep.sweep machine.latency.dram_ns='[[LOCAL,REMOTE],[REMOTE,LOCAL]]' out={out}",
+)
+_GROUP = (*SCENARIO, "workload", "cache_state")
+
+
+def own(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return the gains of runs beside the published study's, one row a scenario and workload.
+
+    Returns
+    -------
+    DataFrame
+        Names of the scenario, `workload`, `cache_state`; `a`, `b`, their means over seeds, in %;
+        `lower` and `upper`, the bounds of A; `time_us`, of the replicated run; `runs`.
+    """
+    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
+    is_own = pl.col("machine") != PUBLISHED_MACHINE
+    is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
+    if "kernel.dataset" in found.columns:
+        is_own |= pl.col("kernel.dataset") != BUNDLED
+    return (
+        found.filter(is_own)
+        .group_by(_GROUP)
+        .agg(
+            pl.mean("a"),
+            pl.mean("b"),
+            pl.mean("lower"),
+            pl.mean("upper"),
+            time_us=pl.mean("time_ns") / 1000,
+            runs=pl.len(),
+        )
+        .sort(_GROUP)
+    )
+
+
+def section(evidence: Evidence) -> Section:
+    """Answer question 11."""
+    title = "Your machine, kernel and program"
+    table = own(evidence.cases)
+    if table.is_empty():
+        lacks = "no machine, kernel or workload beside the published study's"
+        return Section(11, "own", title, missing=lacks, commands=COMMANDS)
+    best, worst = (table.sort("a", descending=d).row(0, named=True) for d in (True, False))
+    answer = (
+        f"Beside the published study, replication gains between {percent(worst['a'])} "
+        f"({worst['workload']}, {worst['cache_state']}) and {percent(best['a'])} "
+        f"({best['workload']}, {best['cache_state']})."
+    )
+    caption = "Gains of machines, kernels and workloads beside the published study's"
+    return Section(
+        11, "own", title, answer=answer, tables=(Table("own", caption, table, _COLUMNS),), how=_HOW
+    )
+
+
+_COLUMNS = {
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "machine": Column("machine"),
+    "kernel": Column("kernel"),
+    "replication": Column("replication"),
+    "a": Column("A, %", 1),
+    "b": Column("B, %", 1),
+    "lower": Column("A, serial or overlapped", 1, to="upper"),
+    "time_us": Column("time, \N{GREEK SMALL LETTER MU}s", 1),
+    "runs": Column("runs", 0),
+}
+_HOW = (
+    "As question 1, for every run whose machine, dataset or workload is not the published study's; "
+    "means over whatever else varies."
+)

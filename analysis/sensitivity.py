@@ -1,0 +1,207 @@
+"""Question 9: which assumed parameters move the gain.
+
+Morris' elementary effects by SALib: every assumed parameter is scaled between half and one and a
+half of its value, one at a time along trajectories. mu* is the mean absolute effect of its whole
+range on the gain, in points of %; sigma says how much that depends on the other parameters.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from analysis.assumed import EXEMPT, HIGH, LOW, Parameter
+from analysis.cases import settings_of
+from analysis.design import TRAJECTORIES, design, problem, varied
+from analysis.pairs import remote_pairs
+from analysis.published import POLICY
+from analysis.section import Column, Evidence, Figure, Section, Table
+from analysis.style import MARGIN, Glyph, Width, key, light
+
+COMMAND = (
+    "python -m analysis.design | xargs -L1 python -m numarep.sweep study=sensitivity out={out}"
+)
+_CELL = ("workload", "cache_state", "home_llc")
+
+
+def sensitivity(cases: pl.LazyFrame, parameters: list[Parameter] | None = None) -> pl.DataFrame:
+    """Return each assumed parameter's effect on the gain A, by workload and scenario.
+
+    Parameters
+    ----------
+    cases : LazyFrame
+        Of `analysis.cases`, with every point of `analysis.design`.
+    parameters : list of Parameter, optional
+        Those that were varied; by default what conf/ marks as assumed.
+
+    Returns
+    -------
+    DataFrame
+        `workload`, `cache_state`, `home_llc`, `parameter`, `mu_star`, `mu_star_conf` (95 %),
+        `mu` and `sigma`, in points of %. Empty for cells that lack points.
+    """
+    known = varied() if parameters is None else parameters
+    factors = design(known)
+    found = remote_pairs(cases).filter(replication=POLICY)
+    points = _points(known, factors)
+    names = [name for name in points.columns if name in settings_of(found)]
+    if found.is_empty() or not names:
+        return _effects([])
+    # A setting that never varies is no column: its value is every run's.
+    together = points.select("_point", *names).join(found, on=names, how="inner")
+    cells = together.group_by(*_CELL, "_point").agg(pl.mean("a")).sort(*_CELL, "_point")
+    rows = []
+    for cell, gains in cells.group_by(*_CELL, maintain_order=True):
+        if gains.height == len(factors):
+            effects = _morris(known, factors, gains["a"].to_numpy())
+            rows += [dict(zip(_CELL, cell, strict=True)) | effect for effect in effects]
+    return _effects(rows)
+
+
+def _effects(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    names = dict.fromkeys((*_CELL, "parameter"), pl.String)
+    numbers = dict.fromkeys(("mu_star", "mu_star_conf", "mu", "sigma"), pl.Float64)
+    table = pl.DataFrame(rows, schema={**names, **numbers})
+    return table.sort("mu_star", *_CELL, "parameter", descending=[True, *[False] * 4])
+
+
+def _points(parameters: list[Parameter], factors: NDArray[np.float64]) -> pl.DataFrame:
+    """Return the settings of every point of the design, with its number in `_point`."""
+    return pl.DataFrame(
+        [
+            {"_point": number}
+            | {
+                path: leaf
+                for parameter, factor in zip(parameters, point, strict=True)
+                for path, leaf in _leaves(parameter.path, parameter.scaled(factor))
+            }
+            for number, point in enumerate(factors.tolist())
+        ]
+    )
+
+
+def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Flatten a value as the columns of `cases` do."""
+    if isinstance(value, Mapping):
+        return [leaf for key, below in value.items() for leaf in _leaves(f"{path}.{key}", below)]
+    if isinstance(value, list):
+        return [leaf for i, below in enumerate(value) for leaf in _leaves(f"{path}.{i}", below)]
+    return [(path, value)]
+
+
+def _morris(
+    parameters: list[Parameter], factors: NDArray[np.float64], gains: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    from SALib.analyze import morris  # late: it loads pandas and more
+
+    found = morris.analyze(problem(parameters), factors, gains, num_levels=4, seed=1, scaled=False)
+    columns = ("mu_star", "mu_star_conf", "mu", "sigma")
+    return [
+        {"parameter": name, **{column: float(found[column][i]) for column in columns}}
+        for i, name in enumerate(found["names"])
+    ]
+
+
+def section(evidence: Evidence) -> Section:
+    """Answer question 9."""
+    title = "Which assumptions move the gain"
+    parameters = varied()
+    table = sensitivity(evidence.cases, parameters)
+    if table.is_empty():
+        lacks = f"not every point of the design over {len(parameters)} assumed parameters"
+        return Section(9, "sensitivity", title, missing=lacks, commands=(COMMAND,))
+    ranked = _ranked(table)
+    return Section(
+        9,
+        "sensitivity",
+        title,
+        answer=_answer(ranked),
+        figures=(Figure("sensitivity", _CAPTION, lambda width: _draw(ranked, width)),),
+        tables=(
+            Table("sensitivity", "Effect of every assumed parameter, by cell", table, _COLUMNS),
+        ),
+        how=_HOW,
+    )
+
+
+def _ranked(table: pl.DataFrame) -> pl.DataFrame:
+    """Return each parameter's largest effect over all cells, and in which."""
+    return (
+        table.sort("mu_star", *_CELL, descending=[True, False, False, False])
+        .unique("parameter", keep="first", maintain_order=True)
+        .sort("mu_star", "parameter", descending=[True, False])
+    )
+
+
+_COLUMNS = {
+    "parameter": Column("parameter"),
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "home_llc": Column("home LLC"),
+    "mu_star": Column("\N{GREEK SMALL LETTER MU}*, points", 2),
+    "mu_star_conf": Column("\N{PLUS-MINUS SIGN} 95 %", 2),
+    "mu": Column("\N{GREEK SMALL LETTER MU}", 2),
+    "sigma": Column("\N{GREEK SMALL LETTER SIGMA}", 2),
+}
+_CAPTION = (
+    "By how many points the gain A moves when one assumed value is scaled from half to one and a "
+    "half of it: mean absolute elementary effect in the workload it moves most, with its 95 % "
+    "interval."
+)
+_HOW = (
+    f"Morris' method (SALib), {TRAJECTORIES} trajectories, each assumed value of conf/ scaled "
+    f"from {LOW} to {HIGH} (a value assumed to be 0: up to 100), integers and cache sizes to the "
+    "nearest that exists. \N{GREEK SMALL LETTER MU}: the signed mean; "
+    "\N{GREEK SMALL LETTER SIGMA}: spread of the effect, from interaction with other parameters. "
+    "Left out: " + "; ".join(f"{name} ({reason})" for name, reason in EXEMPT.items()) + "."
+)
+
+
+def _answer(ranked: pl.DataFrame) -> str:
+    first = ranked.row(0, named=True)
+    small = ranked.filter(pl.col("mu_star") < 1)["parameter"].to_list()
+    return (
+        f"Of {ranked.height} assumed parameters, {first['parameter']} moves the gain most: by "
+        f"{first['mu_star']:.1f} points of % on average "
+        f"({first['workload']}, {first['cache_state']} caches, home LLC {first['home_llc']}). "
+        f"{len(small)} of them move no workload's gain by a whole point."
+    )
+
+
+def _draw(ranked: pl.DataFrame, width: Width) -> Any:
+    wide = width is Width.WIDE
+    labels = 250 if wide else 150
+    shown = ranked.with_columns(
+        pl.col("parameter").str.split(".").list.tail(2 if not wide else 4).list.join("."),
+        low=(pl.col("mu_star") - pl.col("mu_star_conf")).clip(0),
+        high=pl.col("mu_star") + pl.col("mu_star_conf"),
+        where=pl.format("{} {}, home LLC {}", *_CELL),
+        tip=pl.format(
+            "{}: \N{GREEK SMALL LETTER MU}* {} \N{PLUS-MINUS SIGN} {} points, "
+            "\N{GREEK SMALL LETTER SIGMA} {} ({} {}, home LLC {})",
+            "parameter",
+            *(pl.col(name).round(3) for name in ("mu_star", "mu_star_conf", "sigma")),
+            *_CELL,
+        ),
+    )
+    axis = alt.Axis(minExtent=labels, labelLimit=labels)
+    y = alt.Y("parameter:N", sort=shown["parameter"].to_list(), title=None, axis=axis)
+    base = alt.Chart(shown).encode(y=y, description="tip:N")
+    title = "effect on the gain, points of %"
+    bars = base.mark_bar(size=12, color=light("series")).encode(x=alt.X("mu_star:Q", title=title))
+    ranges = base.mark_rule(strokeWidth=1.5, color=light("ink")).encode(
+        x=alt.X("low:Q", title=title), x2="high:Q"
+    )
+    layers = [bars, ranges]
+    if wide:
+        where = base.mark_text(align="left", dx=6, fontSize=11, color=light("muted"), aria=False)
+        layers.append(where.encode(x=alt.X("high:Q", title=title), text="where:N"))
+    chart = alt.layer(*layers).properties(
+        width=width - labels - MARGIN - (120 if wide else 0), height=22 * shown.height
+    )
+    glyphs = [Glyph("\N{GREEK SMALL LETTER MU}*", "square", "series")]
+    glyphs.append(Glyph("95 % interval", "M-1.6,-0.1H1.6V0.1H-1.6Z", "ink"))
+    return alt.vconcat(key(glyphs, width, labels), chart)

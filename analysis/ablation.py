@@ -1,7 +1,7 @@
 """Question 4: what each part of the series gains, what they gain together, and alignment alone.
 
-Text and rodata need per-node tables, so a part's gain is what it adds to tables alone; the
-interaction is what both add together beyond the sum. Gains are A, in %, of the same baseline.
+Text, rodata and modules need per-node tables, so a part's gain is what it adds to tables alone;
+the interaction is what they add together beyond the sum. Gains are A, in %, of the same baseline.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import BASELINE, remote_pairs
-from analysis.section import Column, Evidence, Figure, Section, Table, percent
+from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, light
 
@@ -19,9 +19,9 @@ COMMANDS = (
     "python -m numarep.sweep study=ablation out={out}",
     "python -m numarep.sweep study=alignment out={out}",
 )
-_SWITCHES = ("replication.tables", "replication.text", "replication.rodata")
+_PARTS = ("text", "rodata", "modules")
+_AXES = (*(f"replication.{part}" for part in _PARTS), "replication.costs")
 _CELL = ("workload", "cache_state")
-PARTS = ("tables", "text", "rodata", "interaction", "all", "costs")
 
 
 def ablation(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -30,34 +30,36 @@ def ablation(cases: pl.LazyFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        `tables` alone; `text` and `rodata`, each on top of tables; `interaction`; `all` together;
-        `costs`, what charging the work of replication takes off `all` (null if never waived).
-        Empty unless every combination of text and rodata was run.
+        `tables` alone; a column for each part that was switched (`text`, `rodata`, `modules`),
+        what it adds to that; `interaction`; `all` together; `costs`, what charging the work of
+        replication takes off `all` (null if never waived). Empty if no part was switched.
     """
-    found = remote_pairs(cases)
-    if not {*_SWITCHES, "replication.costs"} <= set(found.columns):
+    study = study_over(remote_pairs(cases), _AXES, least=3)
+    parts = [part for part in _PARTS if _switched(study, f"replication.{part}")]
+    if not parts or "replication.costs" not in study.columns:
         return pl.DataFrame()
-    study = study_over(found, (*_SWITCHES, "replication.costs"), least=4)
     charged = pl.col("replication.costs") == "charged"
 
-    def gain(text: bool, rodata: bool, costs: pl.Expr = charged) -> pl.Expr:
-        parts = (pl.col("replication.text") == text, pl.col("replication.rodata") == rodata)
-        return pl.col("a").filter(*parts, costs).mean()
+    def gain(*on: str, costs: pl.Expr = charged) -> pl.Expr:
+        switches = [pl.col(f"replication.{part}") == (part in on) for part in parts]
+        return pl.col("a").filter(*switches, costs).mean()
 
-    alone, both = gain(text=False, rodata=False), gain(text=True, rodata=True)
-    parts = study.group_by(*_CELL, "seed").agg(
-        tables=alone,
-        text=gain(text=True, rodata=False) - alone,
-        rodata=gain(text=False, rodata=True) - alone,
-        all=both,
-        costs=both - gain(text=True, rodata=True, costs=~charged),
+    rows = study.group_by(*_CELL, "seed").agg(
+        tables=gain(),
+        **{part: gain(part) - gain() for part in parts},
+        all=gain(*parts),
+        costs=gain(*parts) - gain(*parts, costs=~charged),
     )
-    # A seed counts where every combination of it was run, or seeds would look like interaction.
-    complete = parts.drop_nulls(["tables", "text", "rodata", "all"]).with_columns(
-        interaction=pl.col("all") - pl.sum_horizontal("tables", "text", "rodata")
+    # A seed counts where every part of it was run, or seeds would look like interaction.
+    complete = rows.drop_nulls(["tables", *parts, "all"]).with_columns(
+        interaction=pl.col("all") - pl.sum_horizontal("tables", *parts)
     )
-    means = complete.group_by(_CELL).agg(pl.mean(*PARTS))
-    return with_published(means).drop("published")
+    shown = ("tables", *parts, "interaction", "all", "costs")
+    return with_published(complete.group_by(_CELL).agg(pl.mean(*shown))).drop("published")
+
+
+def _switched(study: pl.DataFrame, name: str) -> bool:
+    return name in study.columns and study[name].n_unique() > 1
 
 
 def alignment(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -89,7 +91,7 @@ def section(evidence: Evidence) -> Section:
     title = "What each part gains"
     parts, aligned = ablation(evidence.cases), alignment(evidence.cases)
     if parts.is_empty():
-        lacks = "the series with text and rodata switched off and on"
+        lacks = "no series with its parts switched off and on"
         return Section(4, "ablation", title, missing=lacks, commands=COMMANDS)
     table = parts.join(aligned, on=_CELL, how="left", maintain_order="left")
     return Section(
@@ -98,10 +100,9 @@ def section(evidence: Evidence) -> Section:
         title,
         answer=_answer(table),
         figures=(Figure("ablation", _caption(table), lambda width: _draw(table, width)),),
-        tables=(Table("ablation", _TABLE_CAPTION, table, _COLUMNS),),
+        tables=(Table("ablation", _TABLE_CAPTION, table, _shown(table)),),
         how=_HOW,
-        missing="modules can't be replicated yet (issue 4)"
-        + ("" if aligned.height else "; no kernel as captured beside an aligned one"),
+        missing="" if aligned.height else "no kernel as captured beside an aligned one",
         commands=() if aligned.height else COMMANDS[1:],
     )
 
@@ -109,42 +110,51 @@ def section(evidence: Evidence) -> Section:
 _COLUMNS = {
     "workload": Column("workload"),
     "cache_state": Column("caches"),
-    **{part: Column(part, 2) for part in PARTS},
+    **{name: Column(name, 2) for name in ("tables", *_PARTS, "interaction", "all", "costs")},
     "alignment": Column("alignment alone", 2),
 }
+
+
+def _shown(table: pl.DataFrame) -> dict[str, Column]:
+    return {name: column for name, column in _COLUMNS.items() if name in table.columns}
+
+
 _TABLE_CAPTION = "Gain A of each part, in % of the baseline's time"
 _HOW = (
-    "tables: per-node page tables alone; text and rodata: what each adds to that; interaction: "
-    "what both add beyond the sum of each; costs: with costs charged less with costs waived. "
-    "alignment: text and rodata in whole 2 MiB leaves against the kernel as captured, both without "
-    "replicas; it is in baseline and series alike and so in none of the other gains."
+    "tables: per-node page tables alone; text, rodata, modules: what each adds to that; "
+    "interaction: what all add beyond the sum of each; costs: with costs charged less with costs "
+    "waived. alignment: text and rodata in whole 2 MiB leaves against the kernel as captured, "
+    "both without replicas; it is in baseline and series alike and so in none of the other gains."
 )
 
 
 def _answer(table: pl.DataFrame) -> str:
     best = table.sort("all", descending=True).row(0, named=True)
+    parts = [
+        f"{part} {percent(best[part])}" for part in ("tables", *_PARTS) if part in table.columns
+    ]
     apart = max(abs(value) for value in table["interaction"])
     costly = table.sort("tables").row(0, named=True)
     return (
-        f"Text brings {percent(best['text'])} of the {percent(best['all'])} that all gain on "
-        f"{best['workload']} ({best['cache_state']}), rodata {percent(best['rodata'])}; together "
-        f"they gain what they gain apart, within {apart:.2f} points. Tables alone gain at most "
-        f"{percent(max(table['tables']))} and cost up to {percent(-costly['tables'])} "
-        f"({costly['workload']}, {costly['cache_state']})."
+        f"Of the {percent(best['all'])} on {best['workload']} ({best['cache_state']}), "
+        f"{listed(parts)}; together they gain what they gain apart, within {apart:.2f} points. "
+        f"Tables alone gain at most {percent(max(table['tables']))} and cost up to "
+        f"{percent(-costly['tables'])} ({costly['workload']}, {costly['cache_state']})."
     )
 
 
 def _caption(table: pl.DataFrame) -> str:
-    sums = {part: sum(table[part]) for part in ("tables", "text", "rodata")}
+    sums = {part: sum(table[part]) for part in ("tables", *_PARTS) if part in table.columns}
     most, least = max(sums, key=lambda p: sums[p]), min(sums, key=lambda p: sums[p])
     return (
-        f"Gain in % by part: {most} gains most, {least} least. all = tables + text + rodata + "
-        "interaction; costs is the part of it that pays for keeping copies."
+        f"Gain in % by part: {most} gains most, {least} least. all is the sum of the parts and "
+        "their interaction; costs is the part of it that pays for keeping copies."
     )
 
 
 def _draw(table: pl.DataFrame, width: Width) -> Any:
-    parts = [p for p in (*PARTS, "alignment") if table[p].is_not_null().any()]
+    names = [name for name in _shown(table) if name not in _CELL]
+    parts = [name for name in names if table[name].is_not_null().any()]
     rows = table.with_columns(pl.format("{}, {}", *_CELL).alias("row"))
     cells = rows.unpivot(parts, index="row", variable_name="part", value_name="gain").drop_nulls()
     cells = cells.with_columns(

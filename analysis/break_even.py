@@ -165,7 +165,7 @@ def _answer(lines: pl.DataFrame) -> str:
     rest = cells.filter(~pl.col("soon"), pl.col("low").is_not_null())
     parts = []
     if soon.height:
-        parts.append(f"With any LLC it pays from {_RHO} = {_SOON} on for {listed(_names(soon))}")
+        parts.append(f"With any LLC it pays at {_RHO} = {_SOON} for {listed(_names(soon))}")
     if never.height:
         parts.append(f"it never pays, at any ratio or LLC size, for {listed(_names(never))}")
     if rest.height:

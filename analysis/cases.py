@@ -27,6 +27,7 @@ ALWAYS = (
     "machine.latency.stlb_cycles",
     "machine.llc.size_bytes",
     "replication.costs",
+    "replication.modules",
     "replication.rodata",
     "replication.tables",
     "replication.text",

@@ -4,6 +4,7 @@ Figures are drawn once for a page and once for a phone, as SVG whose colours are
 nothing is loaded from anywhere and no library runs in the reader's browser.
 """
 
+import functools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.section import Column, Figure, Section, Table
-from analysis.style import Width, css_variables, light, png, svg, themed
+from analysis.style import Width, css_variables, png, svg, themed
 
 ROWS_SHOWN = 60
 MAIL_COLUMNS = 72
@@ -48,9 +49,15 @@ def write_report(report: Report, out: Path) -> None:
 
 
 def _write_figure(figure: Figure, folder: Path) -> None:
-    chart = figure.draw(Width.WIDE)
-    (folder / f"{figure.name}.svg").write_text(svg(chart, background=light("paper")))
-    (folder / f"{figure.name}.png").write_bytes(png(chart))
+    drawing = _svg(figure, Width.WIDE)
+    (folder / f"{figure.name}.svg").write_text(drawing)
+    (folder / f"{figure.name}.png").write_bytes(png(drawing))
+
+
+@functools.lru_cache(maxsize=64)
+def _svg(figure: Figure, width: Width) -> str:
+    """Draw a figure once, for its file and for the page."""
+    return svg(figure.draw(width))
 
 
 def _write_table(table: Table, folder: Path) -> None:
@@ -75,7 +82,7 @@ def _page(report: Report) -> str:
 
 
 def _drawn(figure: Figure, width: Width) -> Markup:
-    drawing = themed(svg(figure.draw(width)))
+    drawing = themed(_svg(figure, width))
     # The picture scales with the page; its own size only sets the proportions.
     drawing = re.sub(r'width="[\d.]+" height="[\d.]+" ', "", drawing, count=1)
     # Ours: no text in it comes unescaped from anywhere but Vega's own renderer.
@@ -169,6 +176,7 @@ def mail_table(table: Table) -> str:
 
 
 def _text(column: pl.Expr, shown: Column) -> pl.Expr:
-    if shown.decimals is not None:
-        column = column.round(shown.decimals)
-    return column.cast(pl.String).fill_null("-")
+    if shown.decimals is None:
+        return column.cast(pl.String).fill_null("-")
+    number = f"{{:.{shown.decimals}f}}".format
+    return column.map_elements(number, pl.String).fill_null("-")

@@ -51,7 +51,8 @@ def sensitivity(cases: pl.LazyFrame, parameters: list[Parameter] | None = None) 
     if found.is_empty() or not names:
         return _effects([])
     # A setting that never varies is no column: its value is every run's.
-    together = points.select("_point", *names).join(found, on=names, how="inner")
+    typed = points.select("_point", *names).cast({name: found.schema[name] for name in names})
+    together = typed.join(found, on=names, how="inner")
     cells = together.group_by(*_CELL, "_point").agg(pl.mean("a")).sort(*_CELL, "_point")
     rows = []
     for cell, gains in cells.group_by(*_CELL, maintain_order=True):

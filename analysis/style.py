@@ -171,7 +171,7 @@ def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
 _NO_FRAME = alt.ViewConfig(stroke=None, fill=None)
 
 
-def finished(chart: Any, background: str | None = None) -> dict[str, Any]:
+def finished(chart: Any) -> dict[str, Any]:
     """Return a chart as Vega-Lite with the theme of all figures."""
     axis = {
         "domain": False,
@@ -199,17 +199,17 @@ def finished(chart: Any, background: str | None = None) -> dict[str, Any]:
         "concat": {"spacing": 14},
         "legend": {"labelColor": light("ink"), "titleColor": light("muted"), "labelFontSize": 12},
     }
-    return spec | {"config": config, "background": background, "padding": 4}
+    return spec | {"config": config, "background": light("paper"), "padding": 4}
 
 
-def svg(chart: Any, background: str | None = None) -> str:
-    """Draw a chart as SVG, in light colours."""
-    return str(vl_convert.vegalite_to_svg(finished(chart, background)))
+def svg(chart: Any) -> str:
+    """Draw a chart as SVG, in light colours on light paper."""
+    return str(vl_convert.vegalite_to_svg(finished(chart)))
 
 
-def png(chart: Any) -> bytes:
-    """Draw a chart as PNG on light paper, at twice the size for sharp screens and print."""
-    return bytes(vl_convert.vegalite_to_png(finished(chart, light("paper")), scale=2))
+def png(drawing: str) -> bytes:
+    """Turn a drawing into PNG, at twice its size for sharp screens and print."""
+    return bytes(vl_convert.svg_to_png(drawing, scale=2))
 
 
 def themed(drawing: str) -> str:

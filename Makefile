@@ -58,4 +58,6 @@ $(VENV)/.report: $(VENV)/.sweep
 $(VENV)/.test: $(VENV)/.sweep
 	@echo "== installing the checks"
 	@$(install) -e '.[test]'
+	@$(install) -e '.[bench]' 2> /dev/null || \
+	  echo "no C compiler, so no pycachesim (source only): what compares with it skips"
 	@touch $@

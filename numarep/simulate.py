@@ -46,7 +46,8 @@ from numarep.replication.boot import (
 from numarep.replication.events import Replay, page_table_frames, warn_of_missing
 from numarep.replication.kernel import Kernel, Mm
 from numarep.replication.view import on_node
-from numarep.spec import RunSpec, SpecError, as_mapping
+from numarep.spec import ChaseSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
+from numarep.streams import NODE_BYTES, chase, count_stream
 from numarep.units import PAGE_BYTES, PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
 from numarep.workload.trace import Flag, Pages, Trace, select
@@ -84,6 +85,7 @@ class _Window:
     """A window and its kernel, as one run has them; `tables` is the run's own to change."""
 
     trace: Trace
+    iterations: int  # wanted
     meta: CaptureMeta
     image: Image
     tables: PageTables
@@ -123,7 +125,9 @@ def simulate(spec: RunSpec) -> Outcome:
     SpecError
         If the machine can't hold the captured kernel.
     """
-    window = _load(spec)
+    if isinstance(spec.workload, ChaseSpec):
+        return _chase(spec, spec.workload)
+    window = _load(spec, spec.workload)
     root = kernel_root_of(window.tables, window.image)
     frames = Frames(window.ranges, _used_frames(spec, window, root), colours_of(spec.machine))
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
@@ -136,6 +140,22 @@ def simulate(spec: RunSpec) -> Outcome:
         _pages(kernel, frames.nodes, "static", PAGE_BYTES),
         _pages(kernel, frames.nodes, "tables", 1),
     )
+
+
+def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
+    """Count a pointer chase; replication has nothing to replicate there."""
+    kind, address = chase(workload.footprint_bytes, workload.home_node * NODE_BYTES, seed=spec.seed)
+    counts = count_stream(
+        spec.machine,
+        kind,
+        address,
+        page=workload.page,
+        cpu_node=spec.cpu_node,
+        unmeasured_passes=int(spec.cache_state == "hot"),
+        dependent=True,
+    )
+    none = (0,) * spec.machine.nodes
+    return Outcome(counts, workload.home_node, none, none)
 
 
 def _used_frames(spec: RunSpec, window: _Window, root: int) -> set[int]:
@@ -191,10 +211,10 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     return _Captured(trace, meta, image, symbols, names, tables)
 
 
-def _load(spec: RunSpec) -> _Window:
+def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
     """Lay the captured window out as the run's kernel and machine have it."""
     kernel = spec.kernel
-    captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, spec.workload.trace)
+    captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, workload.trace)
     meta, image = captured.meta, captured.image
     try:
         ranges = memory_ranges(
@@ -203,20 +223,22 @@ def _load(spec: RunSpec) -> _Window:
         )
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
-    tables = tables_from_snapshot(captured.snapshot, meta.levels, _windows_until(spec, meta))
+    tables = tables_from_snapshot(
+        captured.snapshot, meta.levels, _windows_until(workload.trace, meta)
+    )
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
     if kernel.layout == "permuted":
         trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
-    return _Window(trace, meta, image, tables, ranges, captured.names)
+    return _Window(trace, workload.iterations, meta, image, tables, ranges, captured.names)
 
 
-def _windows_until(spec: RunSpec, meta: CaptureMeta) -> list[str]:
-    """List the windows of a capture up to the run's."""
+def _windows_until(window: str, meta: CaptureMeta) -> list[str]:
+    """List the windows of a capture up to one."""
     names = list(meta.workloads)
-    return names[: names.index(spec.workload.trace) + 1]
+    return names[: names.index(window) + 1]
 
 
 def _in_memory(trace: Trace, ranges: tuple[tuple[int, int], ...]) -> Trace:
@@ -272,7 +294,7 @@ def _drive(spec: RunSpec, window: _Window, replicated: _Replicated | None, maste
 
     def one_pass(cpu: int) -> Counts:
         counts = new_counts(nodes, len(Region))
-        _tile(system, cpu, stream, views[cpu], trace.iterations, spec.workload.iterations, counts)
+        _tile(system, cpu, stream, views[cpu], trace.iterations, window.iterations, counts)
         return counts
 
     if spec.cache_state == "cold":

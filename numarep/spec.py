@@ -17,9 +17,20 @@ import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from numarep.units import LINE_BYTES
 
@@ -230,6 +241,7 @@ class KernelSpec(Spec):
 class WorkloadSpec(Spec):
     """One captured window; loops are tiled to `iterations`, single calls have one."""
 
+    kind: Literal["captured"]
     name: str
     trace: str
     iterations: int
@@ -237,6 +249,23 @@ class WorkloadSpec(Spec):
     def __post_init__(self) -> None:
         """Refuse an empty loop."""
         _require_positive(self, "iterations")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChaseSpec(Spec):
+    """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around."""
+
+    kind: Literal["chase"]
+    name: str
+    footprint_bytes: int
+    page: Literal["4K", "2M", "1G"]
+    home_node: int  # where the buffer lies
+
+    def __post_init__(self) -> None:
+        """Refuse a buffer that can't be."""
+        whole = self.footprint_bytes > 0 and self.footprint_bytes % LINE_BYTES == 0
+        _require(whole, f"footprint_bytes: expected whole {LINE_BYTES}-byte lines")
+        _require(self.home_node >= 0, f"home_node: expected zero or more, got {self.home_node}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,7 +346,7 @@ class RunSpec(Spec):
 
     machine: MachineSpec
     kernel: KernelSpec
-    workload: WorkloadSpec
+    workload: Annotated[WorkloadSpec | ChaseSpec, Field(discriminator="kind")]
     replication: ReplicationSpec
     cache_state: Literal["hot", "cold"]
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
@@ -337,6 +366,9 @@ class RunSpec(Spec):
         )
 
 
+_KINDS: dict[Any, type[Spec]] = {"captured": WorkloadSpec, "chase": ChaseSpec}
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Phrase the nearest valid name to a misspelt one, and all valid names."""
     names = sorted(valid)
@@ -348,6 +380,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def _field_names(spec_type: Any, path: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the dataclass that lies at `path` below `spec_type`."""
     for step in path:
+        if get_origin(spec_type) in (Union, UnionType):
+            spec_type = _KINDS.get(step)
+            continue
         if not dataclasses.is_dataclass(spec_type):
             return []
         spec_type = get_type_hints(spec_type).get(str(step))
@@ -367,11 +402,14 @@ def _join(path: Iterable[Any]) -> str:
 def _explain(spec_type: Any, error: Any, prefix: tuple[str, ...]) -> str:
     """One line for one pydantic error: path, what was expected, what was given."""
     path = tuple(error["loc"])
-    where = _join(prefix + path)
+    # pydantic puts the kind of a workload into the path of what is wrong with it.
+    where = _join(prefix + tuple(step for step in path if step not in _KINDS))
     if error["type"] == "unexpected_keyword_argument":
         return f"{where}: no such key{nearest(str(path[-1]), _field_names(spec_type, path[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{where}: missing (valid: {', '.join(_field_names(spec_type, path[:-1]))})"
+    if error["type"].startswith("union_tag"):
+        return f"{where}.kind: expected one of {', '.join(_KINDS)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}.{message}" if where else message

@@ -174,7 +174,7 @@ def test_cold_text_turns_local_and_the_run_faster() -> None:
 
 def test_a_tile_is_the_captured_loop_once_over() -> None:
     run = run_of("open_close", cache_state="cold")
-    loop = WorkloadSpec(name="loop", trace="open_close", iterations=32)
+    loop = WorkloadSpec(kind="captured", name="loop", trace="open_close", iterations=32)
     once = simulate(dataclasses.replace(run, workload=loop)).counts
     trace = open_dataset(NAME).trace(capture_name(pti=False, cpu_node=1, seed=1), "open_close")
     assert once.events[0] == trace.instructions

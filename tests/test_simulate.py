@@ -38,7 +38,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
             "layout": "aligned",
             "layout_seed": 0,
         },
-        "workload": {"name": "fork", "trace": "fork", "iterations": 2},
+        "workload": {"kind": "captured", "name": "fork", "trace": "fork", "iterations": 2},
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
         "home_llc": "cold",

@@ -189,7 +189,7 @@ def _caption(known: pl.DataFrame) -> str:
         ]
     )
     return (
-        "Gain by latency ratio and LLC size. Black line: break-even, where nothing is gained or "
+        "Gain by latency ratio and LLC size. Bar: break-even, where nothing is gained or "
         f"lost; panels without one lie on one side. Diamond: {where}."
     )
 

@@ -210,7 +210,11 @@ def _causes_section(changed: pl.DataFrame) -> Section:
     names = changed["what"].to_list()
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     answer = f"What differs, and so can be the cause: {listed(names[:6])}{more}."
-    columns = {"what": Column("what"), "one": Column("one"), "other": Column("other")}
+    columns = {
+        "what": Column("what"),
+        "one": Column("one", wraps=True),
+        "other": Column("other", wraps=True),
+    }
     return Section(
         2,
         "causes",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from great_tables import GT
+from great_tables import GT, loc, style
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -105,6 +105,11 @@ def table_html(frame: pl.DataFrame, columns: Mapping[str, Column]) -> str:
     right = [n for n, c in columns.items() if n != first and c.decimals is not None]
     table = table.cols_label({name: column.title for name, column in columns.items()})
     table = table.cols_align("right", right) if right else table
+    for name, column in columns.items():
+        if column.wraps:
+            wrapped = style.css("white-space: normal; min-width: 14rem; overflow-wrap: anywhere")
+            cells = loc.stub() if name == first else loc.body(columns=name)
+            table = table.tab_style(wrapped, cells)
     html = table.sub_missing(missing_text="\N{EN DASH}").as_raw_html()
     # Only the table: every other one would repeat ten kilobytes of style, and ids besides.
     body = html[html.index("<table") : html.index("</table>") + len("</table>")]
@@ -112,29 +117,24 @@ def table_html(frame: pl.DataFrame, columns: Mapping[str, Column]) -> str:
 
 
 def _shown_as(name: str, column: Column) -> pl.Expr:
-    """Return a column as shown: itself, or both ends of a range in one."""
-    if not column.to:
+    """Return a column as shown: itself, rounded, or both ends of a range in one."""
+    if column.decimals is None:
         return pl.col(name)
-    ends = [f"{{:.{column.decimals or 0}f}}", name, column.to]
-    return (
-        pl.struct(name, column.to)
-        .map_elements(
-            lambda row: _range(row[ends[1]], row[ends[2]], ends[0]), return_dtype=pl.String
-        )
-        .alias(name)
-    )
+    low = _rounded(name, column.decimals)
+    if not column.to:
+        return low
+    form = f"{{:.{column.decimals}f}}".format
+    ends = [
+        end.map_elements(form, pl.String).str.replace("-", "\N{MINUS SIGN}", literal=True)
+        for end in (low, _rounded(column.to, column.decimals))
+    ]
+    both = pl.concat_str(ends, separator=" \N{HORIZONTAL ELLIPSIS} ")
+    return pl.when(ends[0] == ends[1]).then(ends[0]).otherwise(both).alias(name)
 
 
-def _range(low: float | None, high: float | None, form: str) -> str | None:
-    """Write a range as one; one number where both ends look the same.
-
-    >>> _range(-1.26, 0.0, "{:.1f}"), _range(2.04, 2.01, "{:.1f}")
-    ('\N{MINUS SIGN}1.3 \N{HORIZONTAL ELLIPSIS} 0.0', '2.0')
-    """
-    if low is None or high is None:
-        return None
-    ends = [form.format(value).replace("-", "\N{MINUS SIGN}") for value in (low, high)]
-    return ends[0] if ends[0] == ends[1] else " \N{HORIZONTAL ELLIPSIS} ".join(ends)
+def _rounded(name: str, decimals: int) -> pl.Expr:
+    # Adding 0 takes the sign off a rounded zero.
+    return pl.col(name).cast(pl.Float64).round(decimals) + 0.0
 
 
 def summary(report: Report) -> str:
@@ -179,4 +179,4 @@ def _text(column: pl.Expr, shown: Column) -> pl.Expr:
     if shown.decimals is None:
         return column.cast(pl.String).fill_null("-")
     number = f"{{:.{shown.decimals}f}}".format
-    return column.map_elements(number, pl.String).fill_null("-")
+    return (column.round(shown.decimals) + 0.0).map_elements(number, pl.String).fill_null("-")

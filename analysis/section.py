@@ -28,6 +28,7 @@ class Column:
     title: str
     decimals: int | None = None  # of numbers; None shows the value as it is
     to: str = ""  # the column that ends a range this one begins; both are shown as one
+    wraps: bool = False  # long text
 
 
 @dataclass(frozen=True)

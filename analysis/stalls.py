@@ -201,12 +201,14 @@ def _answer(served: pl.DataFrame, accessed: pl.DataFrame) -> str:
     new = sum(wide.filter(side="series", **cell)["share"].to_list())
     hot = max([0.0, *old.filter(cache_state="hot")["share"].to_list()])
     what = accessed.filter(**cell).sort("baseline", descending=True)["region"][0]
-    return (
+    text = (
         f"Remote memory takes up to {percent(first['share'])} of the baseline's time "
         f"({first['workload']}, {first['cache_state']} caches, mostly {what}) and "
-        f"{percent(new)} with replicas; with hot caches it takes at most {percent(hot)}, because "
-        "the CPU's own LLC already holds the kernel."
+        f"{percent(new)} with replicas; "
     )
+    if hot < 0.05:
+        return text + "with hot caches none, because the CPU's own LLC then holds all it touches."
+    return text + f"with hot caches at most {percent(hot)}."
 
 
 def _caption(served: pl.DataFrame) -> str:
@@ -341,7 +343,7 @@ def _dumbbells(rows: pl.DataFrame, regions: list[str], plot: int, *, named: bool
 
     def x(name: str) -> alt.X:
         axis = alt.Axis(tickCount=5)
-        return alt.X(f"{name}:Q", title="remote stall, % of the baseline's time", axis=axis)
+        return alt.X(f"{name}:Q", title="% of the baseline's time", axis=axis)
 
     def dot(side: str) -> Any:
         mark = base.mark_point(filled=True, size=64, opacity=1, color=light(side))

@@ -157,7 +157,7 @@ def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
 def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
     placed, x, row = [], 14.0, 0
     for glyph in glyphs:
-        needs = 35 + 6.4 * len(glyph.label)
+        needs = 37 + sum(8.2 if letter.isupper() else 6.0 for letter in glyph.label)
         if x + needs > width + 12 and x > 14:
             x, row = 14.0, row + 1
         ink = light(glyph.role)

@@ -201,13 +201,13 @@ def section(evidence: Evidence) -> Section:
 
 
 _COLUMNS = {
-    "law": Column("law"),
+    "law": Column("law", wraps=True),
     "runs": Column("runs", 0),
     "violated": Column("violated", 0),
     "loss": Column("largest loss, %", 4),
     "verdict": Column("verdict"),
 }
-_ORIGIN = {"item": Column("what"), "value": Column("value"), "folder": Column("folder")}
+_ORIGIN = {"item": Column("what"), "value": Column("value", wraps=True), "folder": Column("folder")}
 _HOW = (
     "Laws are recomputed from the stored counts and columns, times with a relative tolerance of "
     f"{ROUNDING:g}; null tests allow no gain at all. At equal latencies replicas can lose a "

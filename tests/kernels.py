@@ -29,6 +29,13 @@ BASES = {
     "vmemmap": VMEMMAP_VA,
     "cpu_entry_area": -(2 << 39),
 }
+# Source: Documentation/arch/x86/x86_64/mm.rst, 5-level page tables.
+BASES_5_LEVEL = {
+    "direct_map": -(0xEF << 48),
+    "vmalloc": -(0x60 << 48),
+    "vmemmap": -(0x2C << 48),
+    "cpu_entry_area": -(2 << 39),
+}
 MODULE_VA = -(1 << 30)
 NODE_FRAMES = 1 << 18
 
@@ -60,6 +67,7 @@ class SmallKernel:
     offset: int = 0  # KASLR: how far the image lies above TEXT_VA
 
     def __post_init__(self) -> None:
+        self.bases = BASES if self.levels == 4 else BASES_5_LEVEL
         start = TEXT_VA + self.offset
         text = Section(start, start + self.text_bytes)
         rodata_start = text.round_up(PMD_BYTES).end
@@ -107,10 +115,11 @@ class SmallKernel:
             writable = vpn << PAGE_SHIFT >= self.image.rodata.round_up(PMD_BYTES).end
             self._map(self.swapper, vpn, self.pfn_of(vpn), PMD, WRITABLE if writable else 0)
         self._map(self.swapper, MODULE_VA >> PAGE_SHIFT, 0x900, PTE, 0)
+        direct_map = self.bases["direct_map"] >> PAGE_SHIFT
         for start, end in self.ranges:
             for pfn in range(start, end, PAGES_PER_PMD):
-                self._map(self.swapper, (DIRECT_MAP_VA >> PAGE_SHIFT) + pfn, pfn, PMD, WRITABLE)
-            memmap = (VMEMMAP_VA + (start << 6)) >> PAGE_SHIFT
+                self._map(self.swapper, direct_map + pfn, pfn, PMD, WRITABLE)
+            memmap = (self.bases["vmemmap"] + (start << 6)) >> PAGE_SHIFT
             for page in range(0, (end - start) * 64 >> PAGE_SHIFT, PAGES_PER_PMD):
                 self._map(self.swapper, memmap + page, start + 0x20000 + page, PMD, WRITABLE)
 
@@ -133,7 +142,7 @@ class SmallKernel:
             self.image,
             self.tables,
             self.frames,
-            bases=BASES,
+            bases=self.bases,
             pti=self.pti,
             **known,
         )
@@ -141,12 +150,13 @@ class SmallKernel:
     def vpns(self) -> list[int]:
         """Pages of every kind: image, module, direct map, vmemmap, user."""
         image = self.image_vpns()
+        direct_map = self.bases["direct_map"] >> PAGE_SHIFT
         return [
             *range(image.start, image.stop, 100),
             MODULE_VA >> PAGE_SHIFT,
-            (DIRECT_MAP_VA >> PAGE_SHIFT) + 77,
-            (DIRECT_MAP_VA >> PAGE_SHIFT) + self.pfn_of(image.start) + 1,  # an alias of text
-            VMEMMAP_VA >> PAGE_SHIFT,
+            direct_map + 77,
+            direct_map + self.pfn_of(image.start) + 1,  # an alias of text
+            self.bases["vmemmap"] >> PAGE_SHIFT,
             0x400,
         ]
 

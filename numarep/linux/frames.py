@@ -105,6 +105,10 @@ class Frames:
             self._recycled[key] = pfn
         return pfn
 
+    def claim(self, frames: Iterable[int]) -> None:
+        """Mark frames as in use, wherever they are; some may be already."""
+        self._used.update(frames)
+
     def free(self, pfn: int, count: int = 1) -> None:
         """Give frames back.
 

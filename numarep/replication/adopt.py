@@ -28,8 +28,10 @@ def adopt_module(kernel: Kernel, cpu: Cpu, vpns: range) -> list[Area]:
         frames = [mapped[vpn].pfn for vpn in part]
         area = Area(part.start, frames, kernel.frames.node_of(frames[0]))
         kernel.areas.append(area)
+        before = kernel.frames.taken
+        kernel.frames.claim(frames)
         kernel.held["areas"] += len(frames)
-        kernel.taken_before -= len(frames)
+        kernel.taken_before -= len(frames) - (kernel.frames.taken - before)
         add_pte_pages(kernel, cpu, part, Work())
         if kernel.spec.modules and not mapped[part.start].flags & Flag.WRITABLE:
             replicate_area(kernel, cpu, area)

@@ -73,16 +73,17 @@ def new_area(
 def _free_range(kernel: Kernel, pages: int, *, window: bool) -> int:
     vmalloc = kernel.bases["vmalloc"] >> PAGE_SHIFT
     start, end = (MODULES_VPN, MODULES_END_VPN) if window else (vmalloc, vmalloc + (1 << 27))
-    taken = sorted((a.start, len(a.frames)) for a in kernel.areas if start <= a.start < end)
-    for first, count in taken:
-        if start + pages + 1 <= first:
-            break
-        start = first + count + 1
-    while start + pages < end and any(_is_mapped(kernel, start, pages)):
-        start += PAGES_PER_PMD - start % PAGES_PER_PMD
-    if start + pages > end:
-        raise ReplicationError(f"no room for {pages} pages of kernel addresses")
-    return start
+    taken = [range(a.start - 1, a.vpns.stop + 1) for a in kernel.areas]  # with guard pages
+    while start + pages <= end:
+        wanted = range(start, start + pages)
+        stops = [r.stop for r in taken if r.start < wanted.stop and start < r.stop]
+        if stops:
+            start = max(stops)
+        elif any(_is_mapped(kernel, start, pages)):  # by what was there before any area
+            start += PAGES_PER_PMD - start % PAGES_PER_PMD
+        else:
+            return start
+    raise ReplicationError(f"no room for {pages} pages of kernel addresses")
 
 
 def _is_mapped(kernel: Kernel, start: int, pages: int) -> Iterable[bool]:
@@ -114,47 +115,50 @@ def give_frames(kernel: Kernel, frames: list[int], what: str) -> None:
 def add_pte_pages(kernel: Kernel, cpu: Cpu, vpns: range, work: Work) -> None:
     """Give the masters' and, by policy, every node's tables the PTE pages a range needs (R29).
 
-    Pages made before memory runs out stay, empty: the kernel keeps them, too.
+    Pages made before memory runs out stay, empty, in all tables alike: the kernel keeps them, too.
     """
     first = vpns.start - vpns.start % PAGES_PER_PMD
     for vpn in range(first, vpns.stop, PAGES_PER_PMD):
-        if _make_path(kernel, cpu, vpn) and kernel.spec.area_ptes != "shared":
+        _make_path(kernel, cpu, vpn, work)
+        if has_replicas(vpn) and kernel.spec.area_ptes != "shared":
             own_pte_pages(kernel, cpu, vpn, work)
-        elif has_replicas(vpn):
-            _share_pte_page(kernel, vpn, work)
 
 
-def _make_path(kernel: Kernel, cpu: Cpu, vpn: int) -> bool:
-    """Make the master's tables down to the PTE page; tell whether that is the window's."""
+def _make_path(kernel: Kernel, cpu: Cpu, vpn: int, work: Work) -> None:
+    """Make the tables down to the PTE page; copied PMD pages share it until they have their own."""
     tables, node = kernel.tables, kernel.node_home(cpu)
-    path = list(kernel.path(kernel.root, vpn, PTE))
-    level, table = path[-1]
+    level, table = list(kernel.path(kernel.root, vpn, PTE))[-1]
     while level > PTE:
         below = kernel.new_table(level - 1, node, like=table, what="shared")
-        tables.set_entry(level, table, entry_index(vpn, level), below << PAGE_SHIFT | _TABLE_FLAGS)
+        index, entry = entry_index(vpn, level), below << PAGE_SHIFT | _TABLE_FLAGS
+        tables.set_entry(level, table, index, entry)
+        for _, copy in kernel.copies_of(table):
+            _write(kernel, work, level, copy, index, entry)
         level, table = level - 1, below
-    return has_replicas(vpn)
-
-
-def _share_pte_page(kernel: Kernel, vpn: int, work: Work) -> None:
-    """Point the copied PMD pages at the master's PTE page where they point nowhere yet (R12)."""
-    pmd = dict(kernel.path(kernel.root, vpn, PMD))[PMD]
-    index = entry_index(vpn, PMD)
-    entry = kernel.tables.entry(pmd, index)
-    for _, copy in kernel.copies_of(pmd):
-        if not kernel.tables.entry(copy, index):
-            _write(kernel, work, PMD, copy, index, entry)
 
 
 def own_pte_pages(kernel: Kernel, cpu: Cpu, vpn: int, work: Work) -> None:
-    """Give every further node its own PTE page for a range, from where the policy says (R29)."""
+    """Give every further node its own PTE page for a range, from where the policy says (R29).
+
+    Raises
+    ------
+    FrameError
+        If a node has no room; then nothing has changed.
+    """
     levels = dict(kernel.path(kernel.root, vpn, PTE))
     pmd, pte, index = levels[PMD], levels[PTE], entry_index(vpn, PMD)
-    for node in kernel.further_nodes:
-        if pte in kernel.own[node]:
-            continue
-        target = kernel.node_home(cpu) if kernel.spec.area_ptes == "loader" else node
-        copy = kernel.new_table(PTE, target, like=pte, what="area_ptes")
+    lacking = [node for node in kernel.further_nodes if pte not in kernel.own[node]]
+    copies: dict[int, int] = {}
+    try:
+        for node in lacking:
+            loader = kernel.spec.area_ptes == "loader"
+            target = kernel.node_home(cpu) if loader else node
+            copies[node] = kernel.new_table(PTE, target, like=pte, what="area_ptes")
+    except FrameError:
+        for copy in copies.values():
+            kernel.free_table(copy, "area_ptes")
+        raise
+    for node, copy in copies.items():
         kernel.tables.add_table(PTE, copy, kernel.tables.pages[pte])
         kernel.own[node][pte] = copy
         gone = {i: entry for (table, i), entry in kernel.hidden.items() if table == pte}
@@ -246,6 +250,8 @@ def _check_replicable(kernel: Kernel, area: Area) -> None:
         raise ReplicationError("the area is replicated already")
     if any(pte_of(kernel, vpn) in kernel.hidden for vpn in area.vpns):
         raise ReplicationError("expected pages that are present")
+    if kernel.spec.pgds == "retarget":
+        raise ReplicationError("retarget switches PMD entries only: areas stay shared")
     if not kernel.spec.tables:
         raise ReplicationError("expected a policy with per-node tables")
 

@@ -50,9 +50,11 @@ def surface(cases: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _whole(study: pl.DataFrame) -> pl.DataFrame:
-    """Keep the ratios that were run for every LLC size: others are of another study."""
-    sizes = study[LLC].n_unique()
-    return study.filter(pl.col(LLC).n_unique().over("rho") == sizes)
+    """Keep the grid: the LLC sizes with most ratios, and the ratios that were run for all those."""
+    ratios = pl.col("rho").n_unique().over(LLC)
+    grid = study.filter(ratios == ratios.max())
+    sizes = pl.col(LLC).n_unique()
+    return grid.filter(sizes.over("rho") == sizes)
 
 
 def break_even(table: pl.DataFrame) -> pl.DataFrame:

@@ -131,22 +131,25 @@ def requirements(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
         impossible).
     """
     chosen = reference(cases)
-    stall = _remote_stall(chosen, counts)
+    remote = _remote(chosen, counts)
+    old = remote.select(pl.all().name.prefix("old_"))
+    both = ("stall_ns", "misses", "old_stall_ns", "old_misses")
     rows = (
-        chosen.join(stall.rename({"stall": "new"}), on="run_id", how="left")
-        .join(stall.rename({"stall": "old", "run_id": "old_run_id"}), on="old_run_id", how="left")
-        .with_columns(pl.col("old", "new").fill_null(0.0))
+        chosen.join(remote, on="run_id", how="left")
+        .join(old, on="old_run_id", how="left")
+        .with_columns(pl.col(both).fill_null(0.0))
         .group_by(_CELL)
-        .agg(pl.mean("rho", "old", "new", "time_ns", "old_time_ns"))
+        .agg(pl.mean("rho", "local_ns", "time_ns", "old_time_ns", *both))
     )
     target_a = pl.col("published") / 100
     target_b = 1 - 1 / (1 + target_a)
+    becomes_local = (pl.col("old_stall_ns") - pl.col("stall_ns")) / pl.col("old_time_ns")
     return (
         with_published(rows)
         .drop_nulls("published")
         .select(
             *(*_CELL, "published", "rho"),
-            f=(pl.col("old") - pl.col("new")) / pl.col("old_time_ns"),
+            f=becomes_local,
             rho_a=_ratio_for(target_a),
             rho_b=_ratio_for(target_b),
             f_a=target_a / (1 - 1 / pl.col("rho")),
@@ -155,28 +158,34 @@ def requirements(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
     )
 
 
-def _remote_stall(chosen: pl.DataFrame, counts: pl.LazyFrame) -> pl.DataFrame:
-    """Sum what each of the chosen runs, old and new, stalls for remote DRAM, in ns."""
-    node = chosen.select("run_id", "cpu_node")
+def _remote(chosen: pl.DataFrame, counts: pl.LazyFrame) -> pl.DataFrame:
+    """Return what each of the chosen runs, old and new, waits for remote DRAM.
+
+    Returns
+    -------
+    DataFrame
+        `run_id`; `stall_ns`; `misses`, how many leading ones: time grows by them with latency.
+    """
+    new = chosen.select("run_id", "cpu_node")
     old = chosen.select(pl.col("old_run_id").alias("run_id"), "cpu_node")
-    wanted = pl.concat([node, old]).unique()
+    wanted = pl.concat([new, old]).unique()
     return (
         counts.filter(pl.col("served_by") == "dram")
         .join(wanted.lazy(), on="run_id")
         .filter(pl.col("node") != pl.col("cpu_node"))
         .group_by("run_id")
-        .agg(stall=pl.sum("stall_ns"))
+        .agg(pl.sum("stall_ns"), misses=pl.sum("leading").cast(pl.Float64))
         .collect()
         .sort("run_id")
     )
 
 
 def _ratio_for(target: pl.Expr) -> pl.Expr:
-    """Solve (1 - target) old(x) = new(x), both linear in remote latency, for rho = x rho now."""
-    missing = pl.col("time_ns") - (1 - target) * pl.col("old_time_ns")
-    slope = (1 - target) * pl.col("old") - pl.col("new")
-    ratio = pl.col("rho") * (1 + missing / slope)
-    return pl.when(slope > 0, ratio >= 1).then(ratio)
+    """Solve (1 - target) old = new for rho; both times are linear in it."""
+    short_ns = pl.col("time_ns") - (1 - target) * pl.col("old_time_ns")
+    each_ns = ((1 - target) * pl.col("old_misses") - pl.col("misses")) * pl.col("local_ns")
+    ratio = pl.col("rho") + short_ns / each_ns
+    return pl.when(each_ns > 0, ratio >= 1).then(ratio)
 
 
 def section(evidence: Evidence) -> Section:

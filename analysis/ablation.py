@@ -35,8 +35,8 @@ def ablation(cases: pl.LazyFrame) -> pl.DataFrame:
         replication takes off `all` (null if never waived). Empty if no part was switched.
     """
     study = study_over(remote_pairs(cases), _AXES, least=3)
-    parts = [part for part in _PARTS if _switched(study, f"replication.{part}")]
-    if not parts or "replication.costs" not in study.columns:
+    parts = [part for part in _PARTS if study[f"replication.{part}"].n_unique() > 1]
+    if not parts:
         return pl.DataFrame()
     charged = pl.col("replication.costs") == "charged"
 
@@ -56,10 +56,6 @@ def ablation(cases: pl.LazyFrame) -> pl.DataFrame:
     )
     shown = ("tables", *parts, "interaction", "all", "costs")
     return with_published(complete.group_by(_CELL).agg(pl.mean(*shown))).drop("published")
-
-
-def _switched(study: pl.DataFrame, name: str) -> bool:
-    return name in study.columns and study[name].n_unique() > 1
 
 
 def alignment(cases: pl.LazyFrame) -> pl.DataFrame:

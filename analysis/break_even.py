@@ -36,10 +36,7 @@ def surface(cases: pl.LazyFrame) -> pl.DataFrame:
         `rho`, `llc_mib`, `a` in % and `saved_ns`, old less new time; means over capture seeds.
         Empty without at least two ratios and two sizes.
     """
-    found = remote_pairs(cases)
-    if LLC not in found.columns:
-        return pl.DataFrame()
-    study = _whole(study_over(found, _AXES, least=4))
+    study = _whole(study_over(remote_pairs(cases), _AXES, least=4))
     if study.is_empty() or min(study["rho"].n_unique(), study[LLC].n_unique()) < 2:
         return pl.DataFrame()
     rows = study.group_by(*_CELL, "rho", llc_mib=pl.col(LLC) / 2**20).agg(

@@ -15,23 +15,23 @@ from typing import Any
 
 import polars as pl
 
-# Settings that are columns whether they vary or not.
-ALWAYS = (
-    "kernel.dataset",
-    "kernel.layout_seed",
-    "kernel.pti",
-    "machine.core.base_ipc",
-    "machine.core.ghz",
-    "machine.latency.cr3_write_cycles",
-    "machine.latency.invlpg_cycles",
-    "machine.latency.stlb_cycles",
-    "machine.llc.size_bytes",
-    "replication.costs",
-    "replication.modules",
-    "replication.rodata",
-    "replication.tables",
-    "replication.text",
-)
+# Settings that are columns whether they vary or not, unknown where no spec has them.
+ALWAYS = {
+    "kernel.dataset": pl.String,
+    "kernel.layout_seed": pl.Int64,
+    "kernel.pti": pl.Boolean,
+    "machine.core.base_ipc": pl.Float64,
+    "machine.core.ghz": pl.Float64,
+    "machine.latency.cr3_write_cycles": pl.Float64,
+    "machine.latency.invlpg_cycles": pl.Float64,
+    "machine.latency.stlb_cycles": pl.Float64,
+    "machine.llc.size_bytes": pl.Int64,
+    "replication.costs": pl.String,
+    "replication.modules": pl.Boolean,
+    "replication.rodata": pl.Boolean,
+    "replication.tables": pl.Boolean,
+    "replication.text": pl.Boolean,
+}
 # Columns of the results that hold the same, under their own names.
 _COORDINATES = {
     "machine.name",
@@ -68,15 +68,18 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     """
     template = _template(runs)
     wide = runs.with_columns(pl.col("spec").str.json_decode(_dtype(template)).alias(_SPEC))
-    settings = dict(leaves(template))
-    names = [name for name in settings if name in _varying(wide, settings) or name in ALWAYS]
+    settings = dict(leaves(template)) if template else {}
+    varying = _varying(wide, settings)
+    unknown = {n: pl.lit(None, dtype) for n, dtype in ALWAYS.items() if n not in settings}
+    kept = {n: leaf for n, leaf in settings.items() if n in varying or n in ALWAYS}
     return (
         wide.select(
             pl.exclude("spec", _SPEC),
             *_dram(settings),
-            *(settings[name].alias(name) for name in names),
+            *(leaf.alias(name) for name, leaf in sorted((kept | unknown).items())),
         )
         .collect(engine="streaming")
+        .sort("run_id")
         .lazy()
     )
 

@@ -33,8 +33,7 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
     found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
     is_own = pl.col("machine") != PUBLISHED_MACHINE
     is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
-    if "kernel.dataset" in found.columns:
-        is_own |= pl.col("kernel.dataset") != BUNDLED
+    is_own |= pl.col("kernel.dataset") != BUNDLED
     # Of each, the largest study: whatever it sweeps beside must not be averaged over.
     by_scenario = found.filter(is_own).partition_by("machine", "kernel", "replication", "workload")
     studies = [study_over(scenario, ()) for scenario in by_scenario]

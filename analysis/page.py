@@ -21,6 +21,7 @@ from analysis.style import Width, css_variables, png, svg, themed
 
 ROWS_SHOWN = 60
 MAIL_COLUMNS = 72
+DIGITS = 9
 PAGE, SUMMARY, FIGURES, TABLES = "report.html", "summary.md", "figures", "tables"
 
 
@@ -61,8 +62,10 @@ def _svg(figure: Figure, width: Width) -> str:
 
 
 def _write_table(table: Table, folder: Path) -> None:
-    table.frame.write_csv(folder / f"{table.name}.csv")
-    table.frame.write_parquet(folder / f"{table.name}.parquet")
+    # Sums differ in their last digits from run to run.
+    frame = table.frame.with_columns(pl.selectors.float().round_sig_figs(DIGITS))
+    frame.write_csv(folder / f"{table.name}.csv")
+    frame.write_parquet(folder / f"{table.name}.parquet")
 
 
 def _page(report: Report) -> str:
@@ -133,8 +136,8 @@ def _shown_as(name: str, column: Column) -> pl.Expr:
 
 
 def _rounded(name: str, decimals: int) -> pl.Expr:
-    # Adding 0 takes the sign off a rounded zero.
-    return pl.col(name).cast(pl.Float64).round(decimals) + 0.0
+    rounded = pl.col(name).cast(pl.Float64).round(decimals)
+    return pl.when(rounded == 0).then(pl.lit(0.0)).otherwise(rounded).alias(name)  # no minus zero
 
 
 def summary(report: Report) -> str:
@@ -161,7 +164,7 @@ def mail_table(table: Table) -> str:
     """Return the columns of a table that go into a mail as Markdown."""
     columns = {name: table.columns[name] for name in table.mailed}
     shown = table.frame.select(
-        _text(pl.col(name), column).alias(column.title) for name, column in columns.items()
+        _text(name, column).alias(column.title) for name, column in columns.items()
     )
     with pl.Config(
         tbl_formatting="ASCII_MARKDOWN",
@@ -175,8 +178,8 @@ def mail_table(table: Table) -> str:
         return str(shown)
 
 
-def _text(column: pl.Expr, shown: Column) -> pl.Expr:
+def _text(name: str, shown: Column) -> pl.Expr:
     if shown.decimals is None:
-        return column.cast(pl.String).fill_null("-")
+        return pl.col(name).cast(pl.String).fill_null("-")
     number = f"{{:.{shown.decimals}f}}".format
-    return (column.round(shown.decimals) + 0.0).map_elements(number, pl.String).fill_null("-")
+    return _rounded(name, shown.decimals).map_elements(number, pl.String).fill_null("-")

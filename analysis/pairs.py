@@ -13,6 +13,7 @@ import polars as pl
 
 BASELINE = "none"
 TIMES = ("time_ns", "time_serial_ns", "time_overlapped_ns")
+_NEEDED = ("pair_id", "workload", "cache_state", "cpu_node", "master_node", "time_ns")
 _OLD = ("run_id", "instructions", *TIMES)
 
 
@@ -42,7 +43,8 @@ def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
         `lower` and `upper`, the bounds of `a`; `remote`, whether the CPU is on another node than
         the kernel.
     """
-    finished = cases.filter(pl.col("status") == "ok")
+    known = pl.all_horizontal(pl.col(*_NEEDED).is_not_null())
+    finished = cases.filter(pl.col("status") == "ok", known)
     baseline = (
         finished.filter(pl.col("replication") == BASELINE)
         .sort("run_id")

@@ -152,8 +152,6 @@ def _protocol(paired: pl.DataFrame) -> str:
 
 
 def _layouts(paired: pl.DataFrame) -> int:
-    if "kernel.layout_seed" not in paired.columns:
-        return 1
     permuted = paired.filter(pl.col("layout") == "permuted")
     return permuted["kernel.layout_seed"].n_unique()
 

@@ -260,6 +260,7 @@ def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
         )
     )
     ends = rows.group_by("workload", "side").agg(pl.sum("share", "ns_per_instruction"))
+    ends = ends.sort("workload", "side")
     text = alt.Text("ns_per_instruction:Q", format=".2f")
     labels = (
         alt.Chart(ends)
@@ -295,7 +296,7 @@ def _most_remote(accessed: pl.DataFrame, panels: int = 3) -> pl.DataFrame:
     lost = accessed.group_by(_CELL).agg(lost=(pl.col("baseline") - pl.col("series")).sum())
     cells = lost.filter(pl.col("lost") > 1).sort("lost", *_CELL, descending=True).head(panels)
     matters = pl.max_horizontal("baseline", "series") > 0.2
-    return accessed.filter(matters).join(cells, on=_CELL)
+    return accessed.filter(matters).join(cells, on=_CELL, maintain_order="left")
 
 
 def _remote_caption(most: pl.DataFrame) -> str:
@@ -312,7 +313,8 @@ def _draw_remote(most: pl.DataFrame, width: Width) -> Any:
     wide = width is Width.WIDE
     columns = cells.height if wide else 1
     plot = (width - _LABELS - MARGIN - 16 * (columns - 1)) // columns
-    regions = most.group_by("region").agg(pl.sum("baseline")).sort("baseline", descending=True)
+    regions = most.group_by("region").agg(pl.sum("baseline"))
+    regions = regions.sort("baseline", "region", descending=[True, False])
     panels = [
         _dumbbells(
             most.join(cell, on=_CELL, how="semi"),

@@ -1,0 +1,226 @@
+"""Reports and comparisons as a user meets them: files, what bad input says, and exit codes."""
+
+import json
+import re
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import compare, page, report
+from analysis.section import Column, Table
+from tests.analysis import made
+
+RUNS, COUNTS, MANIFEST = "runs.parquet", "counts.parquet", "manifest.json"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.write(tmp_path_factory.mktemp("made") / "results", made.everything())
+
+
+@pytest.fixture(scope="module")
+def out(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "out"
+    assert report.main([str(results), "--out", str(folder)]) == 0
+    return folder
+
+
+def few(path: Path, **changes: object) -> Path:
+    points = made.grid(workload=["kill"], replication=["none", "series"], cache_state=["cold"])
+    return made.write(path, [point | changes for point in points])
+
+
+def test_files_of_a_report(out: Path) -> None:
+    figures = {path.name for path in (out / "figures").iterdir()}
+    names = {Path(name).stem for name in figures}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert {"published", "stalls", "ablation", "break_even"} <= names
+    for table in (out / "tables").glob("*.csv"):
+        assert pl.read_csv(table).columns == pl.read_parquet(table.with_suffix(".parquet")).columns
+
+
+def test_page_loads_nothing(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    assert len(text.encode()) < 5_000_000
+    assert not re.findall(r"<(?:script|img|link|iframe|object)[^>]*(?:src|href)=", text)
+    assert not re.findall(r"@import|url\(", text)
+    # Names of XML namespaces look like addresses, and nothing is loaded from them.
+    addresses = set(re.findall(r"https?://[^\"' <]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_page_asks_all_questions_in_order(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    numbers = re.findall(r'<span class="number">(\d+)</span>', text)
+    assert numbers == [str(number) for number in range(1, 12)]
+
+
+def test_only_palette_colours_are_drawn(out: Path) -> None:
+    """A colour beside the palette would stay as it is on a dark page."""
+    body = (out / "report.html").read_text().split("</style>")[1]
+    assert set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{3,8})"', body)) == set()
+
+
+def test_summary_fits_a_mail(out: Path) -> None:
+    lines = (out / "summary.md").read_text().splitlines()
+    prose = [line for line in lines if not line.startswith(("|", "    ", "#"))]
+    assert max(map(len, prose)) <= 72
+    assert "| kill        | cold   |" in "\n".join(lines) or "| kill" in "\n".join(lines)
+
+
+def test_report_of_the_same_results_is_the_same(results: Path, out: Path, tmp_path: Path) -> None:
+    assert report.main([str(results), "--out", str(tmp_path / "again")]) == 0
+    for name in ("report.html", "summary.md", "tables/published.csv", "figures/stalls.svg"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_missing_studies_are_named_with_their_commands(tmp_path: Path) -> None:
+    path = few(tmp_path / "few")
+    assert report.main([str(path)]) == 0
+    text = (path / "report" / "summary.md").read_text()
+    for study in ("layouts", "ablation", "break_even", "sensitivity", "nulls"):
+        assert f"python -m numarep.sweep study={study} out={path}" in text
+
+
+def test_several_folders_are_one_body_of_runs(tmp_path: Path) -> None:
+    paths = [few(tmp_path / "one"), few(tmp_path / "two", seed=2), few(tmp_path / "same")]
+    assert report.main([*map(str, paths), "--out", str(tmp_path / "out")]) == 0
+    table = pl.read_csv(tmp_path / "out" / "tables" / "published.csv")
+    assert table["seeds"].to_list() == [2]
+    assert "4 runs" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no results folder" in capsys.readouterr().err
+    (tmp_path / "photos").mkdir()
+    assert report.main([str(tmp_path / "photos")]) == 2
+    assert "no runs.parquet" in capsys.readouterr().err
+    assert not (tmp_path / "photos" / "report").exists()
+
+
+def test_another_schema_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = few(tmp_path / "old")
+    manifest = json.loads((path / MANIFEST).read_text()) | {"schema_version": 99}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert report.main([str(path)]) == 2
+    assert "schema version 99" in capsys.readouterr().err
+
+
+def test_mixed_schema_versions_leave_out_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, old = few(tmp_path / "new"), few(tmp_path / "old", seed=2)
+    manifest = json.loads((old / MANIFEST).read_text()) | {"schema_version": 99}
+    (old / MANIFEST).write_text(json.dumps(manifest))
+    assert report.main([str(path), str(old)]) == 0
+    assert "schema version 99" in capsys.readouterr().err
+    assert "schema version 99" in (path / "report" / "report.html").read_text()
+
+
+def test_mixed_model_versions_leave_out_the_older(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, old = few(tmp_path / "new"), few(tmp_path / "old", seed=2)
+    manifest = json.loads((path / MANIFEST).read_text()) | {"model_version": 7}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert report.main([str(old), str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "left out, its model version is 1 and the others' 7" in capsys.readouterr().err
+    assert "2 runs" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_a_missing_column_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = few(tmp_path / "lacking")
+    table = pq.read_table(path / RUNS)
+    pq.write_table(table.drop_columns(["time_serial_ns", "dtlb_hits"]), path / RUNS)
+    assert report.main([str(path)]) == 0
+    assert "no column time_serial_ns, dtlb_hits" in capsys.readouterr().err
+    assert pl.read_csv(path / "report" / "tables" / "published.csv")["a"].null_count() == 0
+
+
+@pytest.mark.parametrize("column", ["spec", "time_ns", "pair_id", "workload", "master_node"])
+def test_no_missing_column_ends_a_report(tmp_path: Path, column: str) -> None:
+    path = few(tmp_path / "lacking")
+    pq.write_table(pq.read_table(path / RUNS).drop_columns([column]), path / RUNS)
+    assert report.main([str(path)]) == 0
+    assert f"no column {column}" in (path / "report" / "summary.md").read_text()
+
+
+def test_without_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = few(tmp_path / "counts")
+    (path / COUNTS).unlink()
+    assert report.main([str(path)]) == 0
+    assert "where the time goes is unknown" in capsys.readouterr().err
+
+
+def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (COUNTS, RUNS):
+        path = few(tmp_path / name)
+        (path / name).write_bytes((path / name).read_bytes()[:100])
+        assert report.main([str(path)]) == 2
+        assert f"{path / name}: not readable" in capsys.readouterr().err
+
+
+def test_failed_runs_are_counted_and_named(tmp_path: Path) -> None:
+    points = list(made.grid(workload=["kill", "fork_1"], replication=["none", "series"]))
+    points[3] |= {"error": "ValueError: <b>no</b>"}
+    path = made.write(tmp_path / "failed", points)
+    assert report.main([str(path)]) == 0
+    text = (path / "report" / "report.html").read_text()
+    assert "1 of 4 runs failed" in text
+    assert "ValueError: &lt;b&gt;no&lt;/b&gt;" in text
+
+
+def test_comparison_names_the_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = few(tmp_path / "one"), few(tmp_path / "other", base_ipc=2.0)
+    assert compare.main([str(one), str(other)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "so can be the cause: machine.core.base_ipc." in text
+    assert "base of the baseline" in text or "base of the series" in text
+    causes = pl.read_csv(other / "compare" / "tables" / "causes.csv")
+    assert causes.row(0) == ("machine.core.base_ipc", 1.0, 2.0)
+
+
+def test_comparison_of_a_folder_with_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = few(tmp_path / "one")
+    assert compare.main([str(path), str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "Of 1 gains, 1 are the same" in text
+    assert "settings and versions are the same" in text
+
+
+def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = few(tmp_path / "one"), few(tmp_path / "other", workload="fork_1")
+    assert compare.main([str(one), str(other)]) == 2
+    assert "no workload and cache state in common" in capsys.readouterr().err
+
+
+def test_numbers_in_tables_are_set_properly() -> None:
+    frame = pl.DataFrame(
+        {"name": ["x", "y"], "n": [-1234.56, -0.01], "low": [-1.04, None], "high": [-0.01, 2.0]}
+    )
+    columns = {
+        "name": Column("name"),
+        "n": Column("number", 1),
+        "low": Column("range", 1, to="high"),
+    }
+    text = page.table_html(frame, columns)
+    assert "\N{MINUS SIGN}1,234.6" in text
+    assert ">0.0<" in text
+    assert "\N{MINUS SIGN}1.0 \N{HORIZONTAL ELLIPSIS} 0.0" in text
+    assert "\N{EN DASH}" in text
+
+
+def test_mail_table() -> None:
+    frame = pl.DataFrame({"name": ["x", None], "n": [-0.01, 2.25]})
+    table = Table("t", "", frame, {"name": Column("name"), "n": Column("n", 1)}, ("name", "n"))
+    assert page.mail_table(table).splitlines() == [
+        "| name | n   |",
+        "|------|-----|",
+        "| x    | 0.0 |",
+        "| -    | 2.2 |",
+    ]

@@ -45,6 +45,7 @@ from numarep.replication.boot import (
 )
 from numarep.replication.events import Replay, page_table_frames, warn_of_missing
 from numarep.replication.kernel import Kernel, Mm
+from numarep.replication.mitosis import user_tables_of
 from numarep.replication.view import on_node
 from numarep.spec import ChaseSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
@@ -91,6 +92,7 @@ class _Window:
     tables: PageTables
     ranges: tuple[tuple[int, int], ...]
     names: frozenset[str]  # of the kernel's symbols
+    user_tables: frozenset[int]  # user page tables, at the window's begin or end
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
         start = (int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT
         adopt_module(kernel, cpu, range(start, start + (module.size >> PAGE_SHIFT)))
     warn_of_missing(window.names, window.meta.levels)
-    replay = Replay(kernel, window.trace, cpu)
+    replay = Replay(kernel, window.trace, cpu, window.user_tables)
     trace = replay.trace()
     if spec.replication.costs == "waived":
         trace = window.trace
@@ -226,13 +228,22 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
     tables = tables_from_snapshot(
         captured.snapshot, meta.levels, _windows_until(workload.trace, meta)
     )
+    user_tables = user_tables_of(tables) | user_tables_of(
+        tables_from_snapshot(
+            captured.snapshot, meta.levels, _windows_until(workload.trace, meta), at_end=True
+        )
+        if spec.replication.user_tables
+        else tables
+    )
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
     if kernel.layout == "permuted":
         trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
-    return _Window(trace, workload.iterations, meta, image, tables, ranges, captured.names)
+    return _Window(
+        trace, workload.iterations, meta, image, tables, ranges, captured.names, user_tables
+    )
 
 
 def _windows_until(window: str, meta: CaptureMeta) -> list[str]:

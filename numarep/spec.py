@@ -312,6 +312,7 @@ class ReplicationSpec(Spec):
     pgds: Literal["eager", "lazy", "lazy_shrink", "single_node", "retarget"]
     area_ptes: Literal["shared", "loader", "target"]  # R26, R29
     clone_ptes: bool  # arm64: PTE pages of the window are a node's own, too (R12)
+    user_tables: bool  # Mitosis: every user page table on every node, too
     costs: Literal["charged", "waived"]  # waived is for the null tests only
     instructions: InstructionSpec
 
@@ -326,6 +327,11 @@ class ReplicationSpec(Spec):
         _require(
             self.aligned or not (self.text or self.rodata),
             "aligned: expected true, because a replicated unit is a 2 MiB leaf (R6)",
+        )
+        _require(
+            not self.user_tables or (self.tables and self.pgds == "eager"),
+            "user_tables: expected tables true and pgds 'eager', because every node's PGD leads to "
+            "its own tables",
         )
         own_ptes = self.modules or self.bpf or self.clone_ptes or self.area_ptes != "shared"
         _require(

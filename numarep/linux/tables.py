@@ -130,9 +130,9 @@ class PageTables:
 
 
 def tables_from_snapshot(
-    snapshot: pa.Table, levels: int, windows: Sequence[str] = ()
+    snapshot: pa.Table, levels: int, windows: Sequence[str] = (), *, at_end: bool = False
 ) -> PageTables:
-    """Rebuild the tables as they were when a capture's window began.
+    """Rebuild the tables as they were when a capture's window began, or ended.
 
     Parameters
     ----------
@@ -147,7 +147,9 @@ def tables_from_snapshot(
     workload = snapshot.column("workload").to_numpy(zero_copy_only=False)
     moment = snapshot.column("moment").to_numpy(zero_copy_only=False)
     last = windows[-1] if windows else workload[0]
-    wanted = np.isin(workload, list(windows[:-1])) | ((workload == last) & (moment == "begin"))
+    wanted = np.isin(workload, list(windows[:-1])) | (
+        (workload == last) & ((moment == "begin") | at_end)
+    )
     columns = ("level", "table", "index", "value")
     rows = (snapshot.column(name).to_numpy()[wanted].tolist() for name in columns)
     tables = PageTables(levels)

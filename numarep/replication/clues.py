@@ -60,7 +60,7 @@ class Clues:
         first = self.bases["direct_map"] >> PAGE_SHIFT
         return np.where(pages.vpn - first == pages.pfn, pages.pfn, -1)
 
-    def _direct_stores(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def direct_stores(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """List (record, pfn, line) of stores through the direct map among records."""
         records = self.trace.records
         part = slice(max(start, 0), stop)
@@ -71,7 +71,7 @@ class Clues:
 
     def new_pgd(self, event: int) -> int | None:
         """Return the PGD that pgd_alloc made: the first pair of pages zeroed."""
-        stores = [(pfn, line) for _, pfn, line in self._direct_stores(event, event + _REACH)]
+        stores = [(pfn, line) for _, pfn, line in self.direct_stores(event, event + _REACH)]
         zeroed = _zeroed_pages(stores)
         pairs = itertools.pairwise(zeroed)
         return next((a for a, b in pairs if a % 2 == 0 and b == a + 1), None)
@@ -90,7 +90,7 @@ class Clues:
     def filled_slot(self, event: int, alive: Collection[int]) -> tuple[int, int, int | None] | None:
         """Return (PGD, line of the slot, new table) of a fill: the next store to a live PGD."""
         seen: list[tuple[int, int]] = []
-        for _, pfn, line in self._direct_stores(event, event + _REACH):
+        for _, pfn, line in self.direct_stores(event, event + _REACH):
             if pfn & ~1 in alive:
                 zeroed = _zeroed_pages(seen)
                 return pfn & ~1, line, zeroed[-1] if zeroed else None
@@ -99,7 +99,7 @@ class Clues:
 
     def cleared_slot(self, event: int, alive: Collection[int]) -> tuple[int, int] | None:
         """Return (PGD, line of the slot) of a teardown: the last store to a live PGD before."""
-        for _, pfn, line in reversed(self._direct_stores(event - _BEFORE, event)):
+        for _, pfn, line in reversed(self.direct_stores(event - _BEFORE, event)):
             if pfn & ~1 in alive:
                 return pfn & ~1, line
         return None

@@ -30,6 +30,7 @@ import numpy as np
 from numarep.linux.tables import entry_pfn
 from numarep.replication.clues import Clues
 from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Cpu, Kernel, Mm
+from numarep.replication.mitosis import mirror_stores
 from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, leave, switch_to
 from numarep.replication.splice import Splice
@@ -78,6 +79,7 @@ class Replay:
     kernel: Kernel
     window: Trace
     cpu: Cpu
+    user_tables: frozenset[int] = frozenset()  # user page tables the snapshots hold
     alive: dict[int, Mm] = field(default_factory=dict)  # by pfn of the captured PGD
     processes: dict[int, Mm] = field(default_factory=dict)  # gone ones, too
     clues: Clues = field(init=False)
@@ -136,6 +138,8 @@ class Replay:
                     ReplicationWarning,
                     stacklevel=2,
                 )
+        if self.kernel.spec.user_tables:
+            mirror_stores(splice, self.cpu, self.clues, self.user_tables)
         return splice.spliced()
 
     def _birth(self, event: int) -> Work:
@@ -206,4 +210,5 @@ def page_table_frames(kernel: Kernel, processes: Mapping[int, Mm]) -> set[int]:
     for mm in processes.values():
         frames |= {pgd + page for pgd in mm.pgd.values() for page in (0, 1)}
         frames |= set(mm.private.values())
+    frames |= {copy for copies in kernel.user_copies.values() for copy in copies.values()}
     return frames

@@ -118,7 +118,7 @@ def _processes(kernel: Kernel) -> Iterator[str]:
     for number, mm in enumerate(kernel.mms):
         yield from _nodes_of_process(kernel, mm, number)
         for page in range(PGD_PAGES if kernel.pti else 1):
-            halves = [_half(kernel, pgd + page, user=True) for pgd in mm.pgd.values()]
+            halves = [_user_half(kernel, node, pgd + page) for node, pgd in mm.pgd.items()]
             if any(half != halves[0] for half in halves):
                 yield f"R19: process {number}: user halves differ"
             for node, pgd in mm.pgd.items():
@@ -140,6 +140,15 @@ def _nodes_of_process(kernel: Kernel, mm: Mm, number: int) -> Iterator[str]:
     for node, pgd in mm.pgd.items():
         if kernel.frames.node_of(pgd) != node:
             yield f"R16: process {number}: the PGD of node {node} lies on another node"
+
+
+def _user_half(kernel: Kernel, node: int, table: int) -> dict[int, int]:
+    """Return a PGD's user half; where it leads to a node's own tables, as if to the originals."""
+    half = _half(kernel, table, user=True)
+    if not kernel.spec.user_tables:
+        return half
+    back = {c[node]: table for table, c in kernel.user_copies.items() if node in c}
+    return {i: repointed(entry, back.get(entry_pfn(entry))) for i, entry in half.items()}
 
 
 def _half(kernel: Kernel, table: int, *, user: bool) -> dict[int, int]:

@@ -155,6 +155,8 @@ class Kernel:
     held: Counter[str] = field(default_factory=Counter)  # frames taken, by what for
     captured: set[int] = field(default_factory=set)  # PGDs that lie where a trace has them
     user_tables: set[int] = field(default_factory=set)  # below PGDs, taken here
+    # Mitosis: table below a PGD -> memory node -> its copy, kept when gone (see `Replay`).
+    user_copies: dict[int, dict[int, int]] = field(default_factory=dict)
     poking: Mm | None = None
     taken_before: int = field(init=False)
 

@@ -15,7 +15,7 @@ policies that keep one PGD. All are all-or-nothing: where memory is missing noth
 """
 
 from numarep.linux.frames import FrameError
-from numarep.linux.tables import NO_EXECUTE, PRESENT, USER, WRITABLE
+from numarep.linux.tables import NO_EXECUTE, PRESENT, USER, WRITABLE, entry_pfn, repointed
 from numarep.memory.kinds import Kind
 from numarep.replication.kernel import (
     KERNEL_HALF,
@@ -26,6 +26,7 @@ from numarep.replication.kernel import (
     MmKind,
     ReplicationError,
 )
+from numarep.replication.mitosis import copy_user_table, free_user_copies
 from numarep.replication.placement import (
     give_private_tables,
     point_at_private_tables,
@@ -144,12 +145,17 @@ def fill_slot(kernel: Kernel, cpu: Cpu, mm: Mm, slot: int, *, captured: int | No
         raise ReplicationError(f"PGD slot {slot}: expected a user slot, 0 to {KERNEL_HALF - 1}")
     if kernel.tables.entry(mm.pgd[mm.original], slot):
         raise ReplicationError(f"PGD slot {slot} is filled already")
-    table = captured
+    table, work = captured, Work()
     if table is None:
         level, node = kernel.tables.levels - 1, kernel.node_home(cpu)
         table = kernel.new_table(level, node, like=mm.pgd[mm.original], what="user")
         kernel.user_tables.add(table)
-    work = Work()
+    if kernel.spec.user_tables:
+        try:
+            copy_user_table(kernel, mm, table, work)
+        except FrameError:
+            _free_user_table(kernel, table)
+            raise
     costs = kernel.spec.instructions
     _set_slot(kernel, mm, slot, table << PAGE_SHIFT | _TABLE_FLAGS, work)
     _charge_slot(kernel, mm, work, costs.slot_fill, costs.slot_fill_further)
@@ -171,11 +177,18 @@ def clear_slot(kernel: Kernel, mm: Mm, slot: int) -> Work:
     costs = kernel.spec.instructions
     _set_slot(kernel, mm, slot, 0, work)
     _charge_slot(kernel, mm, work, costs.slot_clear, costs.slot_clear_further)
-    table = (entry & ~NO_EXECUTE) >> PAGE_SHIFT
+    table = entry_pfn(entry)
+    if kernel.spec.user_tables:
+        free_user_copies(kernel, mm, table, work)
+    _free_user_table(kernel, table)
+    return work
+
+
+def _free_user_table(kernel: Kernel, table: int) -> None:
+    """Free a table page below a PGD, unless it lies where a trace has it."""
     if table in kernel.user_tables:
         kernel.user_tables.remove(table)
         kernel.free_table(table, "user")
-    return work
 
 
 def _set_slot(kernel: Kernel, mm: Mm, slot: int, entry: int, work: Work) -> None:
@@ -184,9 +197,11 @@ def _set_slot(kernel: Kernel, mm: Mm, slot: int, entry: int, work: Work) -> None
     Source: pti_set_user_pgtbl, arch/x86/mm/pti.c.
     """
     level = kernel.tables.levels
+    copies = kernel.user_copies.get(entry_pfn(entry), {}) if kernel.spec.user_tables else {}
     for node, pgd in mm.pgd.items():
-        own = entry | NO_EXECUTE if kernel.pti and entry else entry
-        writes = ((pgd + 1, entry), (pgd, own)) if kernel.pti else ((pgd, own),)
+        to = repointed(entry, copies.get(node)) if entry else 0
+        own = to | NO_EXECUTE if kernel.pti and to else to
+        writes = ((pgd + 1, to), (pgd, own)) if kernel.pti else ((pgd, own),)
         for table, value in writes:
             kernel.tables.set_entry(level, table, slot, value)
             if node != mm.original:

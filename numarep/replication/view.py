@@ -39,6 +39,7 @@ def on_node(kernel: Kernel, pages: Pages, node: int, processes: Mapping[int, Mm]
     """
     home = kernel.home[node]
     shared = dict(kernel.own.get(home, {}))
+    shared |= {t: copies[home] for t, copies in kernel.user_copies.items() if home in copies}
     for captured, mm in processes.items():
         pgd = mm.root(home)
         shared |= {captured: pgd, captured + 1: pgd + 1}

@@ -161,3 +161,14 @@ def test_r30_a_cpu_of_another_node_fetches_the_modules_copy(name: str, node: int
     assert rows.any()
     assert {frames.node_of(pfn) for pfn in moved.pfn[rows].tolist()} == {node}
     assert {frames.node_of(pfn) for pfn in pages.pfn[rows].tolist()} == {1}
+
+
+def test_r17_mitosis_walks_user_tables_locally_and_mirrors_every_store() -> None:
+    """The process lies on its CPU's node already: nothing to gain, all the stores to pay."""
+    names = ("none", "series", "mitosis")
+    fork_stores = {
+        name: int(outcome(name, "fork_1").counts.served[Access.STORE, 0, Region.PAGE_TABLES].sum())
+        for name in names
+    }
+    assert fork_stores["mitosis"] - fork_stores["series"] > 500  # pages zeroed and filled
+    assert instructions("mitosis", "open_close") == instructions("series", "open_close") == 0

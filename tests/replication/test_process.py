@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from numarep.linux.frames import FrameError, Frames
-from numarep.linux.tables import NO_EXECUTE
+from numarep.linux.tables import NO_EXECUTE, entry_pfn
 from numarep.memory.kinds import Kind
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import Kernel, ReplicationError
@@ -292,5 +292,28 @@ def test_r20_retarget_rewrites_and_flushes_the_leaves_and_refuses_two_nodes() ->
     assert kernel.frames.node_of(text.pfn) == 2
     assert violations(kernel) == []
     switch_to(kernel, kernel.cpus[2], kernel.init_mm)
+    leave(kernel, mm)
+    assert violations(kernel) == []
+
+
+@pytest.mark.parametrize("pti", [False, True])
+def test_r17_mitosis_gives_every_node_its_own_user_table(pti: bool) -> None:
+    small = SmallKernel(nodes=3, pti=pti)
+    frames = failing(small)
+    kernel = small.booted(user_tables=True)
+    mm, _ = fork(kernel, kernel.cpus[1])
+    work = fill_slot(kernel, kernel.cpus[1], mm, 4)
+    tops = {node: kernel.tables.entry(pgd, 4) for node, pgd in mm.pgd.items()}
+    assert [kernel.frames.node_of(entry_pfn(tops[node])) for node in range(3)] == [0, 1, 2]
+    assert work.references(Kind.STORE) == 2 * (512 + 1) + 2 * (1 + pti)
+    assert violations(kernel) == []
+    before = state(kernel)
+    for fail_at in range(3):
+        frames.fail_at = fail_at
+        with pytest.raises(FrameError):
+            fill_slot(kernel, kernel.cpus[1], mm, 5)
+        frames.fail_at = None
+        assert state(kernel) == before
+        assert violations(kernel) == []
     leave(kernel, mm)
     assert violations(kernel) == []

@@ -66,6 +66,7 @@ def switches(draw: st.DrawFn) -> dict[str, Any]:
     if pgds == "retarget":
         off = {"modules": False, "bpf": False, "clone_ptes": False, "area_ptes": "shared"}
         return flags | off | {"pgds": pgds}
+    flags["user_tables"] = pgds == "eager" and draw(st.booleans())
     ptes = draw(st.sampled_from(("shared", "loader", "target")))
     return flags | {"pgds": pgds, "area_ptes": ptes, "clone_ptes": draw(st.booleans())}
 

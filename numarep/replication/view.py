@@ -1,8 +1,8 @@
 """A trace's translations as the CPUs of one node see them (R10, R12, R13, R20).
 
 A translation is moved to a node by replacing the table pages that have a copy there and, where its
-leaf entry lies in a copy or is replicated, by reading the frame from that entry. So what a node's
-walk would read is what it gets; the rest, and every other row, stays as captured.
+leaf entry is replicated, its frame. That is what a walk of the node's real tables gives (tested);
+the rest, and every other row, stays as captured.
 
 >>> tuple(displaced(np.array([4, 9]), {9: 2}).tolist())
 (4, 2)
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.linux.tables import entry_index, entry_pfn
+from numarep.linux.tables import entry_index
 from numarep.replication.kernel import Kernel, Mm
 from numarep.units import TABLE_SHIFT
 from numarep.workload.trace import Pages
@@ -44,7 +44,7 @@ def on_node(kernel: Kernel, pages: Pages, node: int, processes: Mapping[int, Mm]
         pgd = mm.root(home)
         shared |= {captured: pgd, captured + 1: pgd + 1}
     pfn, table = pages.pfn.copy(), displaced(pages.table, shared)
-    _follow_leaves(kernel, pages, table, pfn)
+    _follow_leaves(kernel, pages, home, pfn)
     for captured, mm in processes.items():
         if mm.private:  # hold what the node's tables hold (retarget)
             rows = pages.root == captured
@@ -52,17 +52,13 @@ def on_node(kernel: Kernel, pages: Pages, node: int, processes: Mapping[int, Mm]
     return Pages(pages.vpn, pfn, pages.leaf, pages.flags, table)
 
 
-def _follow_leaves(
-    kernel: Kernel, pages: Pages, table: NDArray[np.int64], pfn: NDArray[np.int64]
-) -> None:
-    """Read the frame of every row whose leaf entry replication may have changed, in place."""
+def _follow_leaves(kernel: Kernel, pages: Pages, home: int, pfn: NDArray[np.int64]) -> None:
+    """Exchange the frame of every row whose leaf entry is replicated, in place."""
     column = np.maximum(pages.leaf.astype(np.int64) - 1, 0)[:, None]
-    before = np.take_along_axis(pages.table, column, 1)[:, 0]
-    after = np.take_along_axis(table, column, 1)[:, 0]
-    replicated = np.isin(before, list({table for table, _ in kernel.replicated}))
-    changed = (pages.leaf > 0) & ((before != after) | replicated)
-    for row in np.flatnonzero(changed).tolist():
+    leaf_table = np.take_along_axis(pages.table, column, 1)[:, 0]
+    tables = list({table for table, _ in kernel.replicated})
+    for row in np.flatnonzero((pages.leaf > 0) & np.isin(leaf_table, tables)).tolist():
         leaf, vpn = int(pages.leaf[row]), int(pages.vpn[row])
-        entry = kernel.tables.entry(int(after[row]), entry_index(vpn, leaf))
-        inside = (1 << (TABLE_SHIFT * (leaf - 1))) - 1
-        pfn[row] = (entry_pfn(entry) & ~inside) | (vpn & inside)
+        frames = kernel.replicated.get((int(leaf_table[row]), entry_index(vpn, leaf)))
+        if frames is not None:
+            pfn[row] = frames[home] | (vpn & ((1 << (TABLE_SHIFT * (leaf - 1))) - 1))

@@ -172,3 +172,9 @@ def test_r17_mitosis_walks_user_tables_locally_and_mirrors_every_store() -> None
     }
     assert fork_stores["mitosis"] - fork_stores["series"] > 500  # pages zeroed and filled
     assert instructions("mitosis", "open_close") == instructions("series", "open_close") == 0
+
+
+@pytest.mark.parametrize("name", REPLICATING)
+def test_r12_device_memory_stays_out_of_every_policys_view(name: str) -> None:
+    """The loop's window holds the local APIC's page, which clone_ptes maps through a copy."""
+    assert outcome(name, "fork_1024").counts.events[Event.REFERENCES] > 0

@@ -5,6 +5,7 @@ half of its value, one at a time along trajectories. mu* is the mean absolute ef
 range on the gain, in points of %; sigma says how much that depends on the other parameters.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,11 +130,11 @@ def section(evidence: Evidence) -> Section:
 
 
 def _ranked(table: pl.DataFrame) -> pl.DataFrame:
-    """Return each parameter's largest effect over all cells, and in which."""
-    return (
-        table.sort("mu_star", *_CELL, descending=[True, False, False, False])
-        .unique("parameter", keep="first", maintain_order=True)
-        .sort("mu_star", "parameter", descending=[True, False])
+    """Return each parameter's largest effect, with the home LLC cold and warm, largest first."""
+    most = table.unique(["parameter", "home_llc"], keep="first", maintain_order=True)
+    overall = most.group_by("parameter").agg(pl.max("mu_star").alias("overall"))
+    return most.join(overall, on="parameter").sort(
+        "overall", "parameter", "home_llc", descending=[True, False, False]
     )
 
 
@@ -149,8 +150,8 @@ _COLUMNS = {
 }
 _CAPTION = (
     "By how many points the gain A moves when one assumed value is scaled from half to one and a "
-    "half of it: mean absolute elementary effect in the workload it moves most, with its 95 % "
-    "interval."
+    "half of it: mean absolute elementary effect with its 95 % interval, in the workload it moves "
+    "most (logarithmic; what moves less than 0.01 points is drawn there)."
 )
 _HOW = (
     f"Morris' method (SALib), {TRAJECTORIES} trajectories, each assumed value of conf/ scaled "
@@ -162,47 +163,64 @@ _HOW = (
 
 
 def _answer(ranked: pl.DataFrame) -> str:
-    first = ranked.row(0, named=True)
-    small = ranked.filter(pl.col("mu_star") < 1)["parameter"].to_list()
+    parts = []
+    for (home,), rows in ranked.group_by("home_llc", maintain_order=True):
+        first = rows.sort("mu_star", descending=True).row(0, named=True)
+        parts.append(
+            f"with a {home} home LLC {first['parameter']} moves the gain most, by "
+            f"{first['mu_star']:.1f} points ({first['workload']}, {first['cache_state']} caches)"
+        )
+    small = ranked.unique("parameter").filter(pl.col("overall") < 1).height
+    text = "; ".join(sorted(parts))
+    total = ranked["parameter"].n_unique()
     return (
-        f"Of {ranked.height} assumed parameters, {first['parameter']} moves the gain most: by "
-        f"{first['mu_star']:.1f} points of % on average "
-        f"({first['workload']}, {first['cache_state']} caches, home LLC {first['home_llc']}). "
-        f"{len(small)} of them move no workload's gain by a whole point."
+        f"{text[0].upper()}{text[1:]}; {small} of {total} assumed parameters never move any gain "
+        "by a whole point."
     )
+
+
+_SERVES = {"cold": "dram-remote", "warm": "remote-llc"}  # who then serves what is remote
+_LEAST = 0.01
 
 
 def _draw(ranked: pl.DataFrame, width: Width) -> Any:
     wide = width is Width.WIDE
-    labels = 250 if wide else 150
+    labels = 232 if wide else 150
+    name = pl.col("parameter").str.split(".").list.tail(4 if wide else 2).list.join(".")
     shown = ranked.with_columns(
-        pl.col("parameter").str.split(".").list.tail(2 if not wide else 4).list.join("."),
-        low=(pl.col("mu_star") - pl.col("mu_star_conf")).clip(0),
-        high=pl.col("mu_star") + pl.col("mu_star_conf"),
-        where=pl.format("{} {}, home LLC {}", *_CELL),
+        name,
+        at=pl.col("mu_star").clip(_LEAST),
+        low=(pl.col("mu_star") - pl.col("mu_star_conf")).clip(_LEAST),
+        high=(pl.col("mu_star") + pl.col("mu_star_conf")).clip(_LEAST),
         tip=pl.format(
             "{}: \N{GREEK SMALL LETTER MU}* {} \N{PLUS-MINUS SIGN} {} points, "
             "\N{GREEK SMALL LETTER SIGMA} {} ({} {}, home LLC {})",
             "parameter",
-            *(pl.col(name).round(3) for name in ("mu_star", "mu_star_conf", "sigma")),
+            *(pl.col(column).round(3) for column in ("mu_star", "mu_star_conf", "sigma")),
             *_CELL,
         ),
     )
+    names = shown["parameter"].unique(maintain_order=True).to_list()
     axis = alt.Axis(minExtent=labels, labelLimit=labels)
-    y = alt.Y("parameter:N", sort=shown["parameter"].to_list(), title=None, axis=axis)
-    base = alt.Chart(shown).encode(y=y, description="tip:N")
-    title = "effect on the gain, points of %"
-    bars = base.mark_bar(size=12, color=light("series")).encode(x=alt.X("mu_star:Q", title=title))
-    ranges = base.mark_rule(strokeWidth=1.5, color=light("ink")).encode(
-        x=alt.X("low:Q", title=title), x2="high:Q"
+    homes = [home for home in _SERVES if home in shown["home_llc"]]
+    colours = alt.Scale(domain=homes, range=[light(_SERVES[home]) for home in homes])
+    base = alt.Chart(shown).encode(
+        y=alt.Y("parameter:N", sort=names, title=None, axis=axis),
+        yOffset=alt.YOffset("home_llc:N", sort=homes),
+        color=alt.Color("home_llc:N", scale=colours, legend=None),
+        description="tip:N",
     )
-    layers = [bars, ranges]
-    if wide:
-        where = base.mark_text(align="left", dx=6, fontSize=11, color=light("muted"), aria=False)
-        layers.append(where.encode(x=alt.X("high:Q", title=title), text="where:N"))
-    chart = alt.layer(*layers).properties(
-        width=width - labels - MARGIN - (120 if wide else 0), height=22 * shown.height
+
+    def x(column: str) -> alt.X:
+        ticks = alt.Axis(values=[0.01, 0.1, 1, 10, 100], format="~g")
+        top = 10 ** math.ceil(math.log10(max(1.0, *shown["high"])))
+        scale = alt.Scale(type="log", domain=[_LEAST, top])
+        return alt.X(f"{column}:Q", title="effect on the gain, points", axis=ticks, scale=scale)
+
+    ranges = base.mark_rule(strokeWidth=2).encode(x=x("low"), x2="high:Q")
+    dots = base.mark_point(filled=True, size=55, opacity=1).encode(x=x("at"))
+    chart = alt.layer(ranges, dots).properties(
+        width=width - labels - MARGIN, height=26 * len(names)
     )
-    glyphs = [Glyph("\N{GREEK SMALL LETTER MU}*", "square", "series")]
-    glyphs.append(Glyph("95 % interval", "M-1.6,-0.1H1.6V0.1H-1.6Z", "ink"))
+    glyphs = [Glyph(f"home LLC {home}", "circle", _SERVES[home]) for home in homes]
     return alt.vconcat(key(glyphs, width, labels), chart)

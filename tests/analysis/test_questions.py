@@ -11,7 +11,18 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from analysis import ablation, break_even, cases, load, load_counts, pairs, published, stalls, trust
+from analysis import (
+    ablation,
+    break_even,
+    cases,
+    load,
+    load_counts,
+    pairs,
+    published,
+    staircase,
+    stalls,
+    trust,
+)
 from analysis.assumed import Parameter
 from analysis.design import design
 from analysis.section import Evidence
@@ -163,3 +174,37 @@ def test_sensitivity_needs_every_point() -> None:
     at_point = (pl.col("machine.x") == x) & (pl.col("machine.y") == y)
     some = sensitivity_cases(parameters).filter(~at_point)
     assert sensitivity(some, parameters).is_empty()
+
+
+def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """Three loads: all from L2, all from remote DRAM, and half from each."""
+    latencies = {"machine.latency.l1_cycles": 4.0, "machine.latency.l2_cycles": 12.0}
+    known = {"machine.core.ghz": 2.0, "machine.latency.llc_ns": 20.0} | latencies
+    place = {"status": "ok", "cpu_node": 1, "master_node": 0, "rho": 1.5, "local_ns": 100.0}
+    runs = [
+        {"run_id": "a", "workload.footprint_bytes": 1024, "time_ns": 8 * 4.0},
+        {"run_id": "b", "workload.footprint_bytes": 4096, "time_ns": 8 * 148.0},
+        {"run_id": "c", "workload.footprint_bytes": 2048, "time_ns": 8 * 76.0},
+    ]
+    count = {"level": 0, "overlapped": 0}
+    counts = [
+        {"run_id": "a", "served_by": "l2", "node": 1, "leading": 8},
+        {"run_id": "b", "served_by": "dram", "node": 0, "leading": 8},
+        {"run_id": "c", "served_by": "l2", "node": 1, "leading": 4},
+        {"run_id": "c", "served_by": "dram", "node": 0, "leading": 4},
+    ]
+    page = {"workload.page": "2M", "references": 8}
+    return (
+        pl.LazyFrame([run | known | place | page for run in runs]),
+        pl.LazyFrame([row | count for row in counts]),
+    )
+
+
+def test_published_latencies_come_back() -> None:
+    runs, counts = chase()
+    steps = staircase.staircase(runs)
+    assert steps["load_ns"].to_list() == [6.0, 78.0, 150.0]
+    table = staircase.plateaus(steps, counts, runs)
+    assert table["server"].to_list() == ["L2", "remote DRAM"]
+    assert table["model_ns"].to_list() == table["published_ns"].to_list() == [6.0, 150.0]
+    assert table["difference"].to_list() == [0.0, 0.0]

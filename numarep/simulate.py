@@ -47,7 +47,7 @@ from numarep.replication.events import Replay, page_table_frames, warn_of_missin
 from numarep.replication.kernel import Kernel, Mm
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.view import on_node
-from numarep.spec import ChaseSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
+from numarep.spec import ChaseSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
 from numarep.units import PAGE_BYTES, PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
@@ -93,6 +93,7 @@ class _Window:
     ranges: tuple[tuple[int, int], ...]
     names: frozenset[str]  # of the kernel's symbols
     user_tables: frozenset[int]  # user page tables, at the window's begin or end
+    disturbance: DisturbanceSpec | None
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
         start = (int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT
         adopt_module(kernel, cpu, range(start, start + (module.size >> PAGE_SHIFT)))
     warn_of_missing(window.names, window.meta.levels)
-    replay = Replay(kernel, window.trace, cpu, window.user_tables)
+    replay = Replay(kernel, window.trace, cpu, window.user_tables, window.disturbance)
     trace = replay.trace()
     if spec.replication.costs == "waived":
         trace = window.trace
@@ -242,7 +243,15 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
     if kernel.layout == "permuted":
         trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
     return _Window(
-        trace, workload.iterations, meta, image, tables, ranges, captured.names, user_tables
+        trace,
+        workload.iterations,
+        meta,
+        image,
+        tables,
+        ranges,
+        captured.names,
+        user_tables,
+        workload.disturbance,
     )
 
 

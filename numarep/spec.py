@@ -237,6 +237,21 @@ class KernelSpec(Spec):
     layout_seed: int  # of the permutation
 
 
+Operation = Literal["patch", "module", "slots", "visitor", "threads", "fork_tree"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DisturbanceSpec(Spec):
+    """An operation done so many times in every captured iteration; see replication.scenarios."""
+
+    operation: Operation
+    per_iteration: int
+
+    def __post_init__(self) -> None:
+        """Refuse a disturbance that is none."""
+        _require_positive(self, "per_iteration")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkloadSpec(Spec):
     """One captured window; loops are tiled to `iterations`, single calls have one."""
@@ -245,6 +260,7 @@ class WorkloadSpec(Spec):
     name: str
     trace: str
     iterations: int
+    disturbance: DisturbanceSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty loop."""

@@ -33,10 +33,12 @@ from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Cpu, Kerne
 from numarep.replication.mitosis import mirror_stores
 from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, leave, switch_to
+from numarep.replication.scenarios import disturb
 from numarep.replication.splice import Splice
 from numarep.replication.work import Work
+from numarep.spec import DisturbanceSpec
 from numarep.units import MAX_LEVELS
-from numarep.workload.trace import Trace
+from numarep.workload.trace import ITERATION, Trace
 
 _ALWAYS = {
     "pgd_alloc": "birth",
@@ -80,6 +82,7 @@ class Replay:
     window: Trace
     cpu: Cpu
     user_tables: frozenset[int] = frozenset()  # user page tables the snapshots hold
+    disturbance: DisturbanceSpec | None = None
     alive: dict[int, Mm] = field(default_factory=dict)  # by pfn of the captured PGD
     processes: dict[int, Mm] = field(default_factory=dict)  # gone ones, too
     clues: Clues = field(init=False)
@@ -129,7 +132,9 @@ class Replay:
         operations = watched(self.kernel.tables.levels)
         events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
         for event, name in events:
-            if name in operations:
+            if name == ITERATION and self.disturbance is not None:
+                splice.add(event, self.cpu, self._disturb(self.disturbance))
+            elif name in operations:
                 work = getattr(self, f"_{operations[name]}")(event)
                 splice.add(event, self.cpu, work)
             elif name in UNPRICED:
@@ -141,6 +146,9 @@ class Replay:
         if self.kernel.spec.user_tables:
             mirror_stores(splice, self.cpu, self.clues, self.user_tables)
         return splice.spliced()
+
+    def _disturb(self, spec: DisturbanceSpec) -> Work:
+        return disturb(self.kernel, self.cpu, spec.operation, spec.per_iteration)
 
     def _birth(self, event: int) -> Work:
         pgd = self.clues.new_pgd(event)

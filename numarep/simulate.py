@@ -34,7 +34,7 @@ from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
-from numarep.replication.account import account
+from numarep.replication.account import Row, account
 from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import (
     align_tables,
@@ -67,6 +67,7 @@ class Outcome:
     master_node: int
     replica_bytes_per_node: tuple[int, ...]  # text and rodata copies
     table_pages_per_node: tuple[int, ...]  # copies of the kernel's own tables
+    memory: tuple[Row, ...] = ()  # all that replication holds at the window's end
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def simulate(spec: RunSpec) -> Outcome:
         master,
         _pages(kernel, frames.nodes, "static", PAGE_BYTES),
         _pages(kernel, frames.nodes, "tables", 1),
+        tuple(account(kernel)) if kernel else (),
     )
 
 

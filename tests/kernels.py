@@ -63,6 +63,8 @@ class SmallKernel:
     rodata_bytes: int = PMD_BYTES - 4096
     processes: tuple[int, ...] = (1,)  # node of each process's PGD
     memoryless: tuple[int, ...] = ()
+    master: int = 0  # node of the image
+    boot: int = 0  # node of the kernel's own tables
     pti: bool = False
     offset: int = 0  # KASLR: how far the image lies above TEXT_VA
 
@@ -80,7 +82,7 @@ class SmallKernel:
         ]
         self.tables = PageTables(self.levels)
         self._next_table = [start + 0x8000 for start, _ in self.ranges]
-        self.swapper = self._new_table(0, pair=True)
+        self.swapper = self._new_table(self.boot, pair=True)
         self._map_kernel()
         self.roots = [self.swapper, *(self._fork(node) for node in self.processes)]
         used = {self.pfn_of(vpn) for vpn in self.image_vpns()}
@@ -92,7 +94,7 @@ class SmallKernel:
         return pfn + pfn % 2 if pair else pfn
 
     def pfn_of(self, vpn: int) -> int:
-        return 0x1000 + vpn - (self.image.text.start >> PAGE_SHIFT)
+        return self.ranges[self.master][0] + 0x1000 + vpn - (self.image.text.start >> PAGE_SHIFT)
 
     def image_vpns(self) -> range:
         return range(self.image.whole.start >> PAGE_SHIFT, self.image.whole.end >> PAGE_SHIFT)
@@ -103,7 +105,7 @@ class SmallKernel:
             index = entry_index(vpn, level)
             entry = self.tables.pages.get(table, {}).get(index)
             if entry is None:
-                entry = (self._new_table(0) << PAGE_SHIFT) | PRESENT | WRITABLE
+                entry = (self._new_table(self.boot) << PAGE_SHIFT) | PRESENT | WRITABLE
                 self.tables.set_entry(level, table, index, entry)
             table = entry >> PAGE_SHIFT
         large = LARGE if leaf > PTE else 0
@@ -136,7 +138,11 @@ class SmallKernel:
         return booted(self.unbooted(**switches))
 
     def unbooted(self, **switches: Any) -> Kernel:
-        known = {name: switches.pop(name) for name in ("kasan", "distance") if name in switches}
+        known = {
+            name: switches.pop(name)
+            for name in ("kasan", "distance", "cpu_nodes")
+            if name in switches
+        }
         return new_kernel(
             dataclasses.replace(SERIES, **switches),
             self.image,

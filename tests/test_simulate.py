@@ -146,6 +146,29 @@ def test_a_warm_home_llc_serves_what_a_cold_one_leaves_to_memory(baseline: RunSp
     assert simulate(run).counts.served[:, :, :, Service.REMOTE_LLC].sum() == 0
 
 
+@pytest.mark.parametrize("nodes", [3, 8])
+def test_a_machine_may_have_more_nodes_than_the_capture(baseline: RunSpec, nodes: int) -> None:
+    flat = tuple(tuple(100.0 + 50 * (a != b) for a in range(nodes)) for b in range(nodes))
+    latency = dataclasses.replace(baseline.machine.latency, dram_ns=flat, remote_llc_ns=flat)
+    machine = dataclasses.replace(baseline.machine, latency=latency)
+    run = cold(dataclasses.replace(baseline, machine=machine))
+    outcome = simulate(series(run))
+    assert outcome.replica_bytes_per_node[0] == 0
+    assert set(outcome.replica_bytes_per_node[1:]) == {
+        simulate(series(cold(baseline))).replica_bytes_per_node[1]
+    }
+    more = outcome.counts.events - simulate(series(run, costs="waived")).counts.events
+    assert more[Event.INSTRUCTIONS] == (nodes - 1) * (610 + 200) + 63 + (nodes - 2) * 24
+
+
+def test_memory_is_accounted_by_mechanism_and_node(baseline: RunSpec) -> None:
+    memory = {(row.mechanism, row.node): row.bytes for row in simulate(series(baseline)).memory}
+    assert memory["static", 1] == simulate(series(baseline)).replica_bytes_per_node[1]
+    assert memory["tables", 1] == 5 * 4096
+    assert memory["processes", 0] % 8192 == 0
+    assert simulate(baseline).memory == ()
+
+
 def test_iterations_tile_the_captured_ones(baseline: RunSpec) -> None:
     def instructions(iterations: int) -> int:
         workload = dataclasses.replace(baseline.workload, iterations=iterations)

@@ -13,7 +13,8 @@ the difference to the undisturbed window is the price of replication, not the op
 - `fork_tree`: a line of descendants, each forked by the one before, that exit youngest first
 
 Every operation ends in the state it began in, but for what the kernel keeps (PTE pages, lazily
-made PGDs of a process that lives on). Assumed: work on other CPUs takes this one's time.
+made PGDs of a process that lives on). The birth and end of the visitor's and the threads' process
+are left out, since `fork_tree` is their price. Assumed: work on other CPUs takes this one's time.
 
 >>> sorted(OPERATIONS)
 ['fork_tree', 'module', 'patch', 'slots', 'threads', 'visitor']

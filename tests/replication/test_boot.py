@@ -342,3 +342,20 @@ def test_r10_tables_alone_leave_every_frame_in_place() -> None:
     top = kernel.tables.entry(kernel.pgd_numa(1), entry_index(-1, 4))
     assert kernel.frames.node_of(entry_pfn(top)) == 1
     assert KERNEL_HALF == 256
+
+
+@pytest.mark.parametrize("master", [0, 1, 2])
+@pytest.mark.parametrize("boot", [0, 1, 2])
+def test_r3_r13_any_node_may_hold_the_image_and_any_may_boot(master: int, boot: int) -> None:
+    small = SmallKernel(nodes=3, master=master, boot=boot)
+    order = [boot, *(node for node in range(3) if node != boot)]
+    kernel = small.booted(cpu_nodes=order)
+    assert kernel.master == master
+    assert set(kernel.own) == {0, 1, 2} - {master}
+    text = TEXT_VA >> PAGE_SHIFT
+    assert [kernel.frames.node_of(node_frame(kernel, node, text)) for node in range(3)] == [0, 1, 2]
+    shared = kernel.tables.walk(kernel.pgd_numa(2), BASES["vmemmap"] >> PAGE_SHIFT)
+    assert kernel.frames.node_of(shared.table[2]) == boot  # the boot node's tables
+    assert kernel.frames.node_of(kernel.poking.pgd[boot]) == boot
+    fork(kernel, kernel.cpus[1])
+    assert violations(kernel) == []

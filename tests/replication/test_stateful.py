@@ -83,11 +83,21 @@ class Machine(RuleBasedStateMachine):
         levels=st.sampled_from((4, 5)),
         pti=st.booleans(),
         policy=switches(),
+        places=st.tuples(numbers, numbers, numbers),
     )
     def boot(
-        self, nodes: int, memoryless: set[int], levels: int, pti: bool, policy: dict[str, Any]
+        self,
+        nodes: int,
+        memoryless: set[int],
+        levels: int,
+        pti: bool,
+        policy: dict[str, Any],
+        places: tuple[int, int, int],
     ) -> None:
         without = tuple(node for node in memoryless if node < nodes)
+        memory = [node for node in range(nodes) if node not in without]
+        master, tables = (memory[place % len(memory)] for place in places[:2])
+        first = places[2] % nodes
         small = SmallKernel(
             nodes=nodes,
             memoryless=without,
@@ -96,9 +106,12 @@ class Machine(RuleBasedStateMachine):
             processes=(),
             text_bytes=PMD_BYTES + 5,
             rodata_bytes=PMD_BYTES,
+            master=master,
+            boot=tables,
         )
         self.frames = failing(small)
-        self.kernel = small.booted(**policy)
+        cpu_nodes = [first, *(node for node in range(nodes) if node != first)]
+        self.kernel = small.booted(cpu_nodes=cpu_nodes, **policy)
         self.modules: list[Module] = []
         self.efi = efi_mm(self.kernel, self.kernel.cpus[0])
         self.memory_changed = 0

@@ -48,6 +48,12 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+def jit_apart(function: F) -> F:
+    """Compile as `jit` does, but keep the function apart: rarely called, so not worth inlining."""
+    compiled: F = numba.njit(**{**_OPTIONS, "forceinline": False})(function)
+    return compiled
+
+
 def jit(function: F) -> F:
     """Compile `function` in nopython mode, cached on disk, without the GIL."""
     compiled: F = numba.njit(**_OPTIONS)(function)

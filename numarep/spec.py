@@ -34,6 +34,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from numarep.units import LINE_BYTES
 
+MOST_WAYS = 32  # the core compares all ways of a row at once (see memory.recency)
+
 S = TypeVar("S")
 
 
@@ -58,6 +60,10 @@ def _require_positive(spec: object, *names: str) -> None:
         _require(value > 0, f"{name}: expected a positive number, got {value}")
 
 
+def _require_few_ways(ways: int) -> None:
+    _require(ways <= MOST_WAYS, f"ways: expected at most {MOST_WAYS}, got {ways}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSpec(Spec):
     """A set-associative cache of 64-byte lines; the row is `line % sets`."""
@@ -68,6 +74,7 @@ class CacheSpec(Spec):
     def __post_init__(self) -> None:
         """Refuse a geometry that can't exist."""
         _require_positive(self, "size_bytes", "ways")
+        _require_few_ways(self.ways)
         _require(
             self.size_bytes % (self.ways * LINE_BYTES) == 0,
             f"size_bytes: {self.size_bytes} is not a whole number of sets of {self.ways} ways "
@@ -90,6 +97,7 @@ class TlbSpec(Spec):
     def __post_init__(self) -> None:
         """Refuse a geometry that can't exist."""
         _require_positive(self, "entries", "ways")
+        _require_few_ways(self.ways)
         _require(
             self.entries % self.ways == 0,
             f"entries: {self.entries} is not a multiple of ways ({self.ways})",

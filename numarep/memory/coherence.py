@@ -14,22 +14,36 @@ Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coh
 (2009). Assumed: evictions of clean lines are silent.
 
 >>> import numpy as np
->>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
->>> words = np.array([5 << FLAG_BITS | DIRTY, -1])
+>>> cache = new_cache(offset=0, sets=1, ways=2)
+>>> words = np.full(8, -1)
+>>> words[0] = 5 << FLAG_BITS | DIRTY
 >>> none = np.zeros(1, np.int64)
->>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
+>>> ahead = Ahead(*[none] * 7)
+>>> view = View(words, none, none, none, 8, 0, 0, cache, cache, cache, cache, ahead, none)
 >>> int(_clean(view, 0, cache, 5)), int(_clean(view, 0, cache, 5))
 (1, 0)
 >>> int(_drop(view, 0, cache, 5)), int(_drop(view, 0, cache, 5))
 (1, 0)
 """
 
-from numarep.jit import jit
+from numarep.jit import jit, jit_apart
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import FLAG_BITS, drop, find
-from numarep.memory.view import DIRTY, FORWARD, SHARED, Cache, View, home_of, row_of
+from numarep.memory.view import (
+    DIRTY,
+    FORWARD,
+    SHARED,
+    Ahead,
+    Cache,
+    View,
+    home_of,
+    new_cache,
+    row_of,
+)
 
 ABSENT = -1
+
+__all__ = ["Ahead", "clean_above", "drop_above", "new_cache", "own", "request"]
 
 
 @jit
@@ -67,7 +81,7 @@ def drop_above(view: View, cpu: int, line: int) -> int:
     return copies + _drop(view, cpu, view.l2, line)
 
 
-@jit
+@jit_apart
 def _downgrade(view: View, other: int, word: int, line: int) -> None:
     """Leave another socket's copy clean and SHARED, writing dirty data back; in place."""
     if clean_above(view, other, line) or view.words[word] & DIRTY:
@@ -75,7 +89,7 @@ def _downgrade(view: View, other: int, word: int, line: int) -> None:
     view.words[word] = line << FLAG_BITS | SHARED
 
 
-@jit
+@jit_apart
 def _take(view: View, other: int, first: int, way: int, line: int) -> None:
     """Drop another socket's copy and all above it, in place."""
     drop(view.words, first, view.llc.ways, way)

@@ -16,18 +16,32 @@ Assumed: an L1D victim whose line L2 has lost is not allocated in L2 again. Left
 of one core are not kept coherent (self-modifying code), prefetchers, uncached memory.
 
 >>> import numpy as np
->>> cache = Cache(offset=0, sets=1, ways=2, mask=0)
->>> words, none = np.array([5 << FLAG_BITS, 7 << FLAG_BITS]), np.zeros(1, np.int64)
->>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache)
->>> bool(mark_dirty(view, cache, 7)), bool(mark_dirty(view, cache, 6)), (words & DIRTY).tolist()
+>>> cache = new_cache(offset=0, sets=1, ways=2)
+>>> words, none = np.full(8, EMPTY), np.zeros(1, np.int64)
+>>> words[:2] = 5 << FLAG_BITS, 7 << FLAG_BITS
+>>> ahead = Ahead(*[none] * 7)
+>>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache, ahead, none)
+>>> bool(mark_dirty(view, cache, 7)), bool(mark_dirty(view, cache, 6)), (words[:2] & 1).tolist()
 (True, False, [0, 1])
 """
 
 from numarep.jit import jit
+from numarep.memory.ahead import recall
 from numarep.memory.coherence import clean_above, drop_above, own, request
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, find, push, touch
-from numarep.memory.view import DIRTY, Cache, View, row_of
+from numarep.memory.vector import LANES, at, prefetch
+from numarep.memory.view import DIRTY, Ahead, Cache, View, new_cache, row_of
+
+__all__ = [
+    "Ahead",
+    "access_l2",
+    "expect",
+    "make_exclusive",
+    "mark_dirty",
+    "new_cache",
+    "write_down",
+]
 
 
 @jit
@@ -37,45 +51,20 @@ def mark_dirty(view: View, cache: Cache, line: int) -> bool:
     way = find(view.words, first, cache.ways, line)
     if way < 0:
         return False
-    view.words[first + way] |= DIRTY
+    view.words[at(first + way)] |= DIRTY
     return True
 
 
 @jit
-def access(view: View, l1: Cache, line: int, write: bool) -> tuple[int, int]:
-    """Read or write a line through `l1` (L1I or L1D); caches and events are modified in place.
-
-    Returns
-    -------
-    service, node : int
-        Which level served it, and on which node.
-    """
-    first = row_of(view, view.cpu, l1, line)
-    way = find(view.words, first, l1.ways, line)
-    service, node = Service.L1.value, view.node
-    if way > 0:
-        touch(view.words, first, way)
-    elif way < 0:
-        service, node = _access_l2(view, line, write)
-        _fill_l1(view, l1, first, line)
-    if write and not view.words[first] & DIRTY:
-        _own(view, line)
-        view.words[first] |= DIRTY
-    return service, node
-
-
-@jit
-def _own(view: View, line: int) -> None:
-    """Make a line this socket holds exclusive to it, in place."""
+def make_exclusive(view: View, line: int, llc: int) -> None:
+    """Make a line this socket holds, in the LLC row at `llc`, exclusive to it; in place."""
     if len(view.cpu_node) > 1:
-        first = row_of(view, view.cpu, view.llc, line)
-        own(view, first + find(view.words, first, view.llc.ways, line), line)
+        own(view, llc + find(view.words, llc, view.llc.ways, line), line)
 
 
 @jit
-def _fill_l1(view: View, l1: Cache, first: int, line: int) -> None:
-    """Fill a line into its row of L1, in place."""
-    victim = push(view.words, first, l1.ways, line << FLAG_BITS)
+def write_down(view: View, victim: int) -> None:
+    """Put what L1D evicted where it belongs: dirty data into L2 or the LLC, in place."""
     if victim != EMPTY and victim & DIRTY:
         evicted = victim >> FLAG_BITS
         if not mark_dirty(view, view.l2, evicted):
@@ -83,14 +72,35 @@ def _fill_l1(view: View, l1: Cache, first: int, line: int) -> None:
 
 
 @jit
-def _access_l2(view: View, line: int, write: bool) -> tuple[int, int]:
-    """Look up L2 for L1, filling it on a miss."""
+def expect(view: View, line: int) -> int:
+    """Have the host fetch the rows of L2 and the LLC where a line belongs; return the latter."""
+    prefetch(view.words, row_of(view, view.cpu, view.l2, line))
+    first = row_of(view, view.cpu, view.llc, line)
+    prefetch(view.words, first)
+    if view.llc.ways > LANES:
+        prefetch(view.words, first + LANES)
+        if view.llc.ways > 2 * LANES:
+            prefetch(view.words, first + 2 * LANES)
+    return first
+
+
+@jit
+def access_l2(view: View, line: int, write: bool, llc: int) -> tuple[int, int]:
+    """Read a line, for a write or not, that L1 lacks; all but L1 is modified in place.
+
+    `llc` is the first word of the line's row there.
+
+    Returns
+    -------
+    service, node : int
+        Which level served it, and on which node.
+    """
     first = row_of(view, view.cpu, view.l2, line)
     way = find(view.words, first, view.l2.ways, line)
     if way >= 0:
-        touch(view.words, first, way)
+        touch(view.words, first, view.l2.ways, way)
         return Service.L2.value, view.node
-    service, node = _access_llc(view, line, write)
+    service, node = _access_llc(view, line, write, llc)
     victim = push(view.words, first, view.l2.ways, line << FLAG_BITS)
     if victim != EMPTY:
         view.events[Event.L2_EVICTIONS] += 1
@@ -100,12 +110,11 @@ def _access_l2(view: View, line: int, write: bool) -> tuple[int, int]:
 
 
 @jit
-def _access_llc(view: View, line: int, write: bool) -> tuple[int, int]:
-    """Look up the LLC for L2, filling it on a miss."""
-    first = row_of(view, view.cpu, view.llc, line)
+def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, int]:
+    """Look up the LLC, in its row at `first`, for L2, filling it on a miss."""
     way = find(view.words, first, view.llc.ways, line)
     if way >= 0:
-        touch(view.words, first, way)
+        touch(view.words, first, view.llc.ways, way)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
     victim = push(view.words, first, view.llc.ways, line << FLAG_BITS | state)
@@ -118,6 +127,7 @@ def _access_llc(view: View, line: int, write: bool) -> tuple[int, int]:
 def _evict(view: View, victim: int) -> None:
     """Drop an evicted LLC entry from the levels above, writing dirty data back; in place."""
     line = victim >> FLAG_BITS
+    recall(view, line)
     if clean_above(view, view.cpu, line) or victim & DIRTY:
         view.events[Event.WRITEBACKS] += 1
     view.events[Event.LLC_EVICTIONS] += 1

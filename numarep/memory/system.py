@@ -40,12 +40,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.memory.counts import Counts, new_counts
-from numarep.memory.loop import Stream, Translations, run_records
-from numarep.memory.recency import EMPTY
-from numarep.memory.tlb import Tlb, Tlbs
-from numarep.memory.view import Cache, View
-from numarep.memory.walk import Pscs, Step
+from numarep.memory.batch import BATCH, Batch, Stream, new_batch
+from numarep.memory.counts import Access, Counts, Event, Overlap, Service, new_counts
+from numarep.memory.front import pages_of
+from numarep.memory.kinds import Kind
+from numarep.memory.loop import Translations, run_records
+from numarep.memory.recency import EMPTY, pitch_of
+from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
+from numarep.memory.vector import LANES
+from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
 from numarep.spec import MachineSpec, SpecError
 from numarep.units import MAX_LEVELS, PUD
 
@@ -59,8 +62,10 @@ class System:
     """All state of the modelled CPUs and their sockets.
 
     cpu_node : int64[cpus], node of each CPU; node_end_pfn : int64[nodes].
-    words : int64[cpus * stride], all mutable state but `window_left`; see `view`.
+    words : int64[cpus * stride], all mutable state but `window_left`; see `view`, `vector`.
     window_left : int64[cpus], see `interval`.
+    roots : small numbers by which TLBs know the pfns of top tables, from 1 on.
+    batch, ahead : scratch, see `batch` and `ahead`.
     """
 
     machine: MachineSpec
@@ -71,7 +76,10 @@ class System:
     stride: int
     caches: tuple[Cache, ...]  # L1I, L1D, L2, LLC
     tlbs: Tlbs
-    pscs: Pscs
+    pscs: tuple[Tlb, ...]  # for PMD, PUD and PGD entries
+    roots: dict[int, int]
+    batch: Batch
+    ahead: Ahead
 
 
 def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
@@ -79,17 +87,16 @@ def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
     end = 0
     caches = []
     for cache in (machine.l1i, machine.l1d, machine.l2, machine.llc):
-        mask = cache.sets - 1 if cache.sets & (cache.sets - 1) == 0 else -1
-        caches.append(Cache(end, cache.sets, cache.ways, mask))
-        end += cache.sets * cache.ways
+        caches.append(new_cache(end, cache.sets, cache.ways))
+        end += cache.sets * pitch_of(cache.ways)
     tlbs = []
     spec, psc = machine.tlbs, machine.psc
     for tlb in (
         *(spec.itlb_4k, spec.itlb_2m, spec.dtlb_4k, spec.dtlb_2m, spec.dtlb_1g, spec.stlb),
         *(psc.pmd, psc.pud, psc.pgd),
     ):
-        tlbs.append(Tlb(end, tlb.sets, tlb.ways, tlb.entries))
-        end += 2 * tlb.entries
+        tlbs.append(new_tlb(end, tlb.sets, tlb.ways))
+        end += tlb.sets * pitch_of(tlb.ways)
     return tuple(caches), tlbs, end
 
 
@@ -123,13 +130,23 @@ def new_system(
         machine=machine,
         cpu_node=np.array(cpu_nodes, np.int64),
         node_end_pfn=ends,
-        words=np.full(len(cpu_nodes) * stride, EMPTY, np.int64),
+        words=_aligned(len(cpu_nodes) * stride),
         window_left=np.zeros(len(cpu_nodes), np.int64),
         stride=stride,
         caches=caches,
         tlbs=Tlbs(*tlbs[:6]),
-        pscs=Pscs(*tlbs[6:]),
+        pscs=tuple(tlbs[6:]),
+        roots={},
+        batch=new_batch(),
+        ahead=Ahead(*np.zeros((7, BATCH * (MAX_LEVELS + 1)), np.int64)),
     )
+
+
+def _aligned(size: int) -> NDArray[np.int64]:
+    """Return empty words that begin with a line of the host, as then all rows do."""
+    words = np.full(size + LANES, EMPTY, np.int64)
+    skipped = -words.ctypes.data // words.itemsize % LANES
+    return words[skipped : skipped + size]
 
 
 def flush(system: System) -> None:
@@ -184,6 +201,19 @@ def _frozen_translations(
     return frozen
 
 
+def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
+    """Return what the stages need of each page; unknown roots are numbered, in place."""
+    roots = system.roots
+    distinct, place = np.unique(translations.root, return_inverse=True)
+    for pfn in distinct.tolist():
+        roots.setdefault(pfn, len(roots) + 1)
+    if len(roots) >= OWNERS:
+        raise ValueError(f"root: expected fewer than {OWNERS} different ones")
+    small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
+    vpn, pfn, leaf, is_global, _, _, region = translations
+    return pages_of(vpn, pfn, leaf, is_global, small, region, system.tlbs)
+
+
 def _run(
     system: System,
     cpu: int,
@@ -195,6 +225,8 @@ def _run(
 ) -> None:
     """Run frozen arrays."""
     l1i, l1d, l2, llc = system.caches
+    block = cpu * system.stride
+    hits = np.zeros((Kind.STORE + 1, _axes(counts)[1]), np.int64)
     view = View(
         words=system.words,
         events=counts.events,
@@ -207,20 +239,40 @@ def _run(
         l1d=l1d,
         l2=l2,
         llc=llc,
+        ahead=system.ahead,
+        l1=table_of(block, (l1i, l1d, l1d)),
     )
     run_records(
         view,
         system.tlbs,
-        system.pscs,
+        table_of(block, system.pscs),
         system.window_left,
         system.machine.core.reorder_window,
         stream,
         translations,
+        _pages(system, translations),
         start,
         stop,
-        np.empty((MAX_LEVELS + 1, len(Step)), np.int64),
-        counts,
+        system.batch,
+        hits.reshape(-1),
+        counts.served.reshape(-1),
+        counts.events,
+        _axes(counts)[0],
     )
+    _settle(counts, hits, view.node)
+
+
+def _settle(counts: Counts, hits: NDArray[np.int64], node: int) -> None:
+    """Add L1 hits, and count what follows from the laws of `counts`; in place."""
+    served, events = counts
+    served[Access.FETCH, 0, :, Service.L1, node, Overlap.LEADING] += hits[Kind.FETCH]
+    for kind in (Kind.LOAD, Kind.STORE):
+        served[kind, 0, :, Service.L1, node, Overlap.OVERLAPPED] += hits[kind]
+    fetches = int(served[Access.FETCH, 0].sum())
+    data = int(served[Access.LOAD : Access.STORE + 1, 0].sum())
+    events[Event.REFERENCES] = fetches + data
+    events[Event.ITLB_HITS] = fetches - events[Event.ITLB_MISSES]
+    events[Event.DTLB_HITS] = data - events[Event.DTLB_MISSES]
 
 
 def run(

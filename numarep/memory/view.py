@@ -15,30 +15,98 @@ Assumed: `line % sets` in the LLC, whose slice hash is undisclosed.
 >>> ends = np.array([100, 100, 300])  # node 1 has no memory
 >>> [int(home_of(pfn * LINES_PER_PAGE, ends)) for pfn in (99, 100)]
 [0, 2]
->>> [int(row_number(line, sets, mask)) for line, sets, mask in ((13, 8, 7), (13, 6, -1))]
-[5, 1]
+>>> [int(row_number(line, 6, -1, 1 / 6)) for line in (5, 6, 13, 2**50)], 2**50 % 6
+([5, 0, 1, 4], 4)
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
+from numarep.memory.recency import pitch_of
+from numarep.memory.vector import at
 from numarep.units import LINES_PER_PAGE
 
 DIRTY = 1
 SHARED = 2
 FORWARD = 4
+LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
 
 class Cache(NamedTuple):
-    """One cache's place in every CPU's block; mask is sets - 1 of a power of two, else -1."""
+    """One cache's place in every CPU's block."""
 
     offset: int
     sets: int
     ways: int
-    mask: int
+    mask: int  # sets - 1 of a power of two, else -1
+    inverse: float  # 1 / sets
+    pitch: int  # words from row to row
+
+
+def new_cache(offset: int, sets: int, ways: int) -> Cache:
+    """Return the place of a cache."""
+    mask = sets - 1 if sets & (sets - 1) == 0 else -1
+    return Cache(offset, sets, ways, mask, 1.0 / sets, pitch_of(ways))
+
+
+class At(IntEnum):
+    """Columns of a small table of where structures of one CPU lie, for choosing among them."""
+
+    FIRST = 0  # word of its first row
+    SETS = 1
+    MASK = 2
+    PITCH = 3
+    WAYS = 4
+
+
+AT_BITS = 3  # of the words a row of such a table is long
+
+
+def table_of(start: int, structures: Sequence[Any]) -> NDArray[np.int64]:
+    """Return where caches or TLBs of the CPU whose block is at `start` lie, int64[n * 8]."""
+    table = np.zeros((len(structures), 1 << AT_BITS), np.int64)
+    for row, each in enumerate(structures):
+        place = (start + each.offset, each.sets, each.mask, each.pitch, each.ways)
+        table[row, : len(place)] = place
+    return table.reshape(-1)
+
+
+@jit
+def first_in(table: NDArray[np.int64], which: int, number: int) -> int:
+    """Return the first word of the row where a line or page belongs in one of the structures."""
+    here = which << AT_BITS
+    mask = table[at(here + At.MASK)]
+    row = number & mask if mask >= 0 else number % table[at(here + At.SETS)]
+    return int(table[at(here + At.FIRST)] + row * table[at(here + At.PITCH)])
+
+
+@jit
+def ways_in(table: NDArray[np.int64], which: int) -> int:
+    """Return how many ways one of the structures has."""
+    return int(table[at((which << AT_BITS) + At.WAYS)])
+
+
+class Ahead(NamedTuple):
+    """The log of L1's run-ahead (see `ahead`): one entry for each operation that changed a row.
+
+    first, way, old : the row, the way that came to its front, and what that way held.
+    op : the operation's number << 1 | 1 if it hit. llc : of a miss, the first word of its LLC row.
+    misses : places in the log of what L1 couldn't settle.
+    cursor : the log's length and the place of the miss being settled.
+    """
+
+    first: NDArray[np.int64]
+    way: NDArray[np.int64]
+    old: NDArray[np.int64]
+    op: NDArray[np.int64]
+    llc: NDArray[np.int64]
+    misses: NDArray[np.int64]
+    cursor: NDArray[np.int64]
 
 
 class View(NamedTuple):
@@ -47,6 +115,8 @@ class View(NamedTuple):
     words : int64[cpus * stride]; events : int64[event], of the counts in use.
     cpu_node : int64[cpus]; node_end_pfn : int64[nodes], see `system.new_system`.
     This version models one CPU a socket, so a CPU's number is also that of its LLC.
+    l1 : `table_of` L1 as fetches, loads and stores see it.
+    ahead : what the run-ahead of L1 may have to take back.
     """
 
     words: NDArray[np.int64]
@@ -60,25 +130,34 @@ class View(NamedTuple):
     l1d: Cache
     l2: Cache
     llc: Cache
+    ahead: Ahead
+    l1: NDArray[np.int64]
 
 
 @jit
-def row_number(number: int, sets: int, mask: int) -> int:
-    """Return `number % sets`, without a division where sets is a power of two."""
-    return number & mask if mask >= 0 else number % sets
+def row_number(line: int, sets: int, mask: int, inverse: float) -> int:
+    """Return `line % sets` of a line below 2^51, without a division.
+
+    Multiplying by the inverse gives the quotient or, rounded, one more or less.
+    """
+    if mask >= 0:
+        return line & mask
+    row = line - int(line * inverse) * sets
+    row = row + sets if row < 0 else row
+    return row - sets if row >= sets else row
 
 
 @jit
 def row_of(view: View, cpu: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a CPU's cache where a line belongs."""
-    row = row_number(line, cache.sets, cache.mask)
-    return cpu * view.stride + cache.offset + row * cache.ways
+    row = row_number(line, cache.sets, cache.mask, cache.inverse)
+    return cpu * view.stride + cache.offset + row * cache.pitch
 
 
 @jit
 def home_of(line: int, node_end_pfn: NDArray[np.int64]) -> int:
     """Return the node whose memory holds a line: the first that ends above it."""
-    pfn = line // LINES_PER_PAGE
+    pfn = line >> LINE_OF_PAGE_BITS
     node = 0
     while pfn >= node_end_pfn[node]:
         node += 1

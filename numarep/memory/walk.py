@@ -15,16 +15,15 @@ stale one leads to the stream's tables.
 '0x1234fc0'
 """
 
-from enum import IntEnum
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit
+from numarep.jit import jit, jit_apart
 from numarep.memory.counts import Event
-from numarep.memory.tlb import Tlb, clear, fill, lookup, page_number
-from numarep.memory.view import View
+from numarep.memory.recency import ALL, EMPTY, matches, push, touch
+from numarep.memory.tlb import key_of, page_number
+from numarep.memory.vector import at, lowest
+from numarep.memory.view import AT_BITS, At, View, first_in, ways_in
 from numarep.units import (
     ENTRY_BYTES,
     LINE_BYTES,
@@ -38,31 +37,17 @@ from numarep.units import (
 )
 
 # Numba links constants used in doctests too.
-__all__ = ["LINE_SHIFT", "Pscs", "Step", "clear_pscs", "entry_line", "walk"]
+__all__ = ["LINE_SHIFT", "clear_pscs", "entry_line", "walk"]
 
 
-class Pscs(NamedTuple):
-    """The paging-structure caches of one CPU, tagged by page number at that level and root."""
-
-    pmd: Tlb
-    pud: Tlb
-    pgd: Tlb
-
-
-class Step(IntEnum):
-    """Columns of the steps of a chain: the walk's reads in order, then the access itself."""
-
-    LEVEL = 0
-    LINE = 1
-    SERVICE = 2
-    NODE = 3
-
-
-@jit
-def clear_pscs(words: NDArray[np.int64], base: int, pscs: Pscs) -> None:
-    """Drop everything, in place."""
-    for psc in pscs:
-        clear(words, base, psc)
+@jit_apart
+def clear_pscs(words: NDArray[np.int64], pscs: NDArray[np.int64]) -> None:
+    """Drop everything, in place; `pscs` is the `table_of` the PSCs for PMD, PUD and PGD."""
+    for which in range(P4D - PMD + 1):
+        start = first_in(pscs, which, 0)
+        size = pscs[(which << AT_BITS) + At.SETS] * pscs[(which << AT_BITS) + At.PITCH]
+        for word in range(start, start + size):
+            words[word] = EMPTY
 
 
 @jit
@@ -73,11 +58,14 @@ def entry_line(table: int, vpn: int, level: int) -> int:
 
 
 @jit
-def _deepest_hit(view: View, pscs: Pscs, vpn: int, leaf: int, root: int) -> int:
+def _deepest_hit(view: View, pscs: NDArray[np.int64], vpn: int, leaf: int, root: int) -> int:
     """Return the level of the deepest PSC hit, or one above the top; the event is counted."""
     for level in range(max(leaf + 1, PMD), P4D + 1):
-        number = page_number(vpn, level)
-        if lookup(view.words, view.cpu * view.stride, pscs[level - PMD], number, level, root):
+        number, ways = page_number(vpn, level), ways_in(pscs, level - PMD)
+        first = first_in(pscs, level - PMD, number)
+        found = matches(view.words, first, ways, key_of(number, level) | root, ALL)
+        if found != 0:
+            touch(view.words, first, ways, lowest(found))
             view.events[Event.PSC_PMD_HITS + level - PMD] += 1
             return level
     view.events[Event.PSC_MISSES] += 1
@@ -87,22 +75,28 @@ def _deepest_hit(view: View, pscs: Pscs, vpn: int, leaf: int, root: int) -> int:
 @jit
 def walk(
     view: View,
-    pscs: Pscs,
+    pscs: NDArray[np.int64],
     vpn: int,
     leaf: int,
     root: int,
     table: NDArray[np.int64],
     page: int,
-    steps: NDArray[np.int64],
+    lines: NDArray[np.int64],
+    levels: NDArray[np.int64],
+    start: int,
 ) -> int:
     """List the entries a walk reads; PSCs and events are modified in place.
 
     Parameters
     ----------
+    pscs : int64[3 * 8]
+        See `clear_pscs`.
+    root : int
+        Its small number (see `system.roots`).
     table : int64[p, 5]
         Row `page` holds the pfn of the table page read at each level, -1 where none is.
-    steps : int64[6, 4]
-        Filled with the level and line of every entry read, in order.
+    lines, levels : int64[start + 5]
+        Filled from `start` on with the line and level of every entry read, in order.
 
     Returns
     -------
@@ -111,12 +105,14 @@ def walk(
     """
     read = 0
     for level in range(_deepest_hit(view, pscs, vpn, leaf, root) - 1, leaf - 1, -1):
-        if table[page, level - 1] < 0:
+        pfn = table[at(page), at(level - 1)]
+        if pfn < 0:
             continue
-        steps[read, Step.LEVEL] = level
-        steps[read, Step.LINE] = entry_line(table[page, level - 1], vpn, level)
+        levels[at(start + read)] = level
+        lines[at(start + read)] = entry_line(pfn, vpn, level)
         read += 1
         if leaf < level <= P4D:
             number = page_number(vpn, level)
-            fill(view.words, view.cpu * view.stride, pscs[level - PMD], number, level, root)
+            first = first_in(pscs, level - PMD, number)
+            push(view.words, first, ways_in(pscs, level - PMD), key_of(number, level) | root)
     return read

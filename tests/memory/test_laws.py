@@ -8,12 +8,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from numarep.memory import recency
 from numarep.memory.counts import Access, Counts, Event, Service, new_counts
 from numarep.memory.recency import EMPTY, FLAG_BITS
 from numarep.memory.system import flush, new_system, repeat, run
 from numarep.memory.view import DIRTY, FORWARD, SHARED
 from numarep.price import price, stalls
-from numarep.spec import CoreSpec, SpecError
+from numarep.spec import MOST_WAYS, CoreSpec, SpecError, TlbSpec
 from tests.memory.cases import (
     as_stream,
     as_translations,
@@ -32,8 +33,8 @@ RECORDS = st.integers(1, 300)
 def lines_in(system, cpu, structure):
     """Rows of one cache: a list of lists of entries, most recent first."""
     first = cpu * system.stride + structure.offset
-    rows = system.words[first : first + structure.sets * structure.ways]
-    return rows.reshape(structure.sets, structure.ways)
+    rows = system.words[first : first + structure.sets * structure.pitch]
+    return rows.reshape(structure.sets, structure.pitch)[:, : structure.ways]
 
 
 @settings(max_examples=100, deadline=None)
@@ -257,3 +258,11 @@ def test_input_compiled_code_could_not_index_by_is_refused():
         attempt(page, good, cpu=1)
     with pytest.raises(ValueError, match="records"):
         attempt(page, good, stop=2)
+
+
+def test_more_ways_than_the_core_compares_are_refused():
+    assert MOST_WAYS == recency.MOST_WAYS
+    with pytest.raises(SpecError, match="ways: expected at most 32, got 33"):
+        cache(1, 33)
+    with pytest.raises(SpecError, match="ways: expected at most 32, got 64"):
+        TlbSpec(entries=64, ways=64)

@@ -1,0 +1,109 @@
+"""The last stage of a batch: interval analysis and the counts by level, node and region.
+
+Most records hit the first TLB and L1, which can't open or close a window, and `front` has counted
+them so. The others are visited here in order: how much of a window is left when one's turn comes
+follows from the instructions passed since the one before (see `interval`).
+
+>>> int(left_now(192, passed=100, since=20))
+112
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.jit import jit, jit_apart
+from numarep.memory.batch import KIND_BITS, KIND_MASK, NODE_BITS, Batch
+from numarep.memory.counts import Access, Overlap, Service
+from numarep.memory.front import PAGE_BITS, Of
+from numarep.memory.interval import overlap_of, pass_instructions, window_after
+from numarep.memory.kinds import Kind
+from numarep.memory.vector import at
+from numarep.units import MAX_LEVELS
+
+SERVICES, OVERLAPS = len(Service), len(Overlap)
+NODE_MASK = (1 << NODE_BITS) - 1
+
+
+@jit
+def left_now(left: int, passed: int, since: int) -> int:
+    """Return what is left of a window that had `left` when `since` instructions had passed."""
+    return pass_instructions(left, passed - since)
+
+
+@jit
+def _cell(regions: int, nodes: int, access: int, level: int, region: int) -> int:
+    """Return where the counts of an access, level and region begin in the flat array."""
+    by = (access * (MAX_LEVELS + 1) + level) * regions + region
+    return by * SERVICES * nodes * OVERLAPS
+
+
+@jit
+def _place(nodes: int, by: int, overlap: int) -> int:
+    """Return where, from there on, those of a level, node and overlap lie."""
+    return ((by >> NODE_BITS) * nodes + (by & NODE_MASK)) * OVERLAPS + overlap
+
+
+@jit
+def _count_walk(
+    served: NDArray[np.int64],
+    nodes: int,
+    regions: int,
+    region: int,
+    batch: Batch,
+    first: int,
+    last: int,
+    access: int,
+    overlap: int,
+) -> None:
+    """Count what a chain's walk read, operations [first, last), in place."""
+    for op in range(first, last):
+        cell = _cell(regions, nodes, access, batch.level[at(op)], region)
+        served[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
+
+
+@jit
+def _is_long(batch: Batch, first: int, last: int, kind: int) -> bool:
+    """Tell whether any part of a chain was served beyond L2, a store's own access set aside."""
+    beyond = (Service.L2 + 1) << NODE_BITS
+    is_long = (batch.served_by[at(last)] >= beyond) & (kind != Kind.STORE)
+    for op in range(first, last):
+        is_long |= batch.served_by[at(op)] >= beyond
+    return bool(is_long)
+
+
+@jit_apart
+def tally(
+    served: NDArray[np.int64],
+    nodes: int,
+    hits: NDArray[np.int64],
+    pages: NDArray[np.int64],
+    batch: Batch,
+    size: int,
+    walks: int,
+    left: int,
+    reorder_window: int,
+) -> int:
+    """Count what `front` counted wrong, in place; return what is left of the window."""
+    since = 0
+    regions = len(hits) // (Kind.STORE + 1)
+    for record in range(size):
+        if batch.is_marked[record] == 0:
+            continue
+        what = batch.what[record]
+        kind, region = what & KIND_MASK, pages[at((what >> KIND_BITS << PAGE_BITS) + Of.REGION)]
+        left = left_now(left, batch.passed[record], since)
+        since = batch.passed[record]
+        first = batch.chain[record] if walks > 0 else record
+        last = first + batch.reads[record]
+        batch.is_marked[record], batch.reads[record] = 0, 0
+        is_long = _is_long(batch, first, last, kind)
+        overlap = overlap_of(kind, is_long, left)
+        left = window_after(kind, is_long, overlap, left, reorder_window)
+        hits[at(kind * regions + region)] -= 1
+        access = kind + Access.FETCH_WALK
+        _count_walk(served, nodes, regions, region, batch, first, last, access, overlap)
+        by = batch.served_by[at(last)]
+        own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+        cell = _cell(regions, nodes, kind, 0, region)
+        served[at(cell + _place(nodes, by, own))] += 1
+    return left_now(left, batch.passed[at(size)], since)

@@ -1,0 +1,72 @@
+"""The vector instructions and the plain functions that stand in for them say the same."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numarep.jit import jit
+from numarep.memory import vector
+from numarep.memory.recency import EMPTY, FLAG_BITS, MOST_WAYS, drop, find, pitch_of, push, touch
+
+WORDS = st.lists(st.integers(-3, 3), min_size=16, max_size=16)
+
+
+@jit
+def run_match(words, at, value, mask):
+    return vector.match(words, at, value, mask)
+
+
+@jit
+def run_rotate(words, at, last, entry):
+    vector.rotate(words, at, last, entry)
+
+
+@jit
+def run_lowest(bits):
+    return vector.lowest(bits)
+
+
+@given(WORDS, st.integers(0, 8), st.integers(-3, 3), st.sampled_from([-1, ~1, ~3]))
+def test_match(words, at, value, mask):
+    words = np.array(words)
+    expected = sum(1 << lane for lane in range(8) if int(words[at + lane]) & mask == value)
+    assert run_match(words, at, value, mask) == expected
+    assert vector._plain_match(words, at, value, mask) == expected
+
+
+@given(WORDS, st.integers(0, 8), st.integers(-1, 7), st.integers(0, 9))
+def test_rotate(words, at, last, entry):
+    moved, plain = np.array(words), np.array(words)
+    run_rotate(moved, at, last, entry)
+    vector._plain_rotate(plain, at, last, entry)
+    if last >= 0:
+        words[at : at + last + 1] = [entry, *words[at : at + last]]
+    assert moved.tolist() == plain.tolist() == words
+
+
+@given(st.integers(1, 2**32 - 1))
+def test_lowest(bits):
+    expected = f"{bits:b}"[::-1].index("1")
+    assert run_lowest(bits) == vector._plain_lowest(bits) == expected
+
+
+@given(st.integers(1, MOST_WAYS), st.lists(st.tuples(st.booleans(), st.integers(0, 40))))
+def test_rows_of_any_length_are_lru(ways, steps):
+    """Against a list, most recent first; the words between two rows stay empty."""
+    pitch = pitch_of(ways)
+    words, row = np.full(2 * pitch, EMPTY), []
+    for is_access, tag in steps:
+        way = find(words, 0, ways, tag)
+        assert way == (row.index(tag) if tag in row else -1)
+        if not is_access and way >= 0:
+            drop(words, 0, ways, way)
+            row.remove(tag)
+        elif way >= 0:
+            touch(words, 0, ways, way)
+            row.insert(0, row.pop(way))
+        else:
+            victim = push(words, 0, ways, tag << FLAG_BITS)
+            assert victim == (row.pop() << FLAG_BITS if len(row) == ways else EMPTY)
+            row.insert(0, tag)
+        assert (words[: len(row)] >> FLAG_BITS).tolist() == row
+        assert (words[len(row) :] == EMPTY).all()

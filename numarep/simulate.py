@@ -131,7 +131,45 @@ def simulate(spec: RunSpec) -> Outcome:
     """
     if isinstance(spec.workload, ChaseSpec):
         return _chase(spec, spec.workload)
-    window = _load(spec, spec.workload)
+    labels = _labels(spec)
+    captured = labels.index(spec.cpu_node)
+    replication = dataclasses.replace(spec.replication, master_node=0)
+    found = _simulate(
+        dataclasses.replace(spec, cpu_node=captured, replication=replication), spec.workload
+    )
+    return _relabelled(found, labels)
+
+
+def _labels(spec: RunSpec) -> list[int]:
+    """Return the machine's number of each node as captured: the kernel's is 0, the other CPU's 1.
+
+    Counting knows nothing of distances, so any run is a captured one with other node numbers.
+    """
+    labels = list(range(spec.machine.nodes))
+    for place, node in enumerate(dict.fromkeys((spec.replication.master_node, spec.cpu_node))):
+        at = labels.index(node)
+        labels[place], labels[at] = labels[at], labels[place]
+    return labels
+
+
+def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
+    """Return an outcome with every node renumbered."""
+    inverse = [labels.index(node) for node in range(len(labels))]
+    counts = outcome.counts._replace(
+        served=np.ascontiguousarray(np.take(outcome.counts.served, inverse, axis=4))
+    )
+    return Outcome(
+        counts,
+        labels[outcome.master_node],
+        tuple(outcome.replica_bytes_per_node[node] for node in inverse),
+        tuple(outcome.table_pages_per_node[node] for node in inverse),
+        tuple(row._replace(node=labels[row.node]) for row in outcome.memory),
+    )
+
+
+def _simulate(spec: RunSpec, workload: WorkloadSpec) -> Outcome:
+    """Count a run in the capture's own node numbers."""
+    window = _load(spec, workload)
     root = kernel_root_of(window.tables, window.image)
     frames = Frames(window.ranges, _used_frames(spec, window, root), colours_of(spec.machine))
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
@@ -222,10 +260,7 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
     captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, workload.trace)
     meta, image = captured.meta, captured.image
     try:
-        ranges = memory_ranges(
-            tuple((memory.start_pfn, memory.end_pfn) for memory in meta.memory),
-            spec.machine.nodes,
-        )
+        ranges = memory_ranges(_memory(meta, spec.machine.nodes), spec.machine.nodes)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
     tables = tables_from_snapshot(
@@ -255,6 +290,12 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
         user_tables,
         workload.disturbance,
     )
+
+
+def _memory(meta: CaptureMeta, nodes: int) -> tuple[tuple[int, int], ...]:
+    """Return the captured nodes' memory; a machine of one node has it all."""
+    memory = tuple((part.start_pfn, part.end_pfn) for part in meta.memory)
+    return memory if nodes > 1 else ((memory[0][0], memory[-1][1]),)
 
 
 def _windows_until(window: str, meta: CaptureMeta) -> list[str]:

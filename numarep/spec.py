@@ -327,6 +327,7 @@ class ReplicationSpec(Spec):
     """
 
     name: str
+    master_node: int  # holds the image (R3), also where nothing is replicated
     aligned: bool  # needs a kernel whose text and rodata are whole 2 MiB leaves (R6)
     tables: bool  # init PGDs, and the window's P4D, PUD and PMD pages (R10)
     text: bool
@@ -389,6 +390,11 @@ class RunSpec(Spec):
             0 <= self.cpu_node < self.machine.nodes,
             f"cpu_node: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, "
             f"got {self.cpu_node}",
+        )
+        _require(
+            0 <= self.replication.master_node < self.machine.nodes,
+            f"replication.master_node: expected 0 to {self.machine.nodes - 1} on "
+            f"{self.machine.name}, got {self.replication.master_node}",
         )
         _require(
             not self.replication.aligned or self.kernel.layout != "captured",

@@ -97,12 +97,52 @@ def test_null_all_switches_off_is_the_baseline(baseline: RunSpec) -> None:
     assert same_counts(simulate(off).counts, simulate(baseline).counts)
 
 
-def test_null_one_node_gains_nothing_and_pays_nothing(tmp_path: Path, baseline: RunSpec) -> None:
-    del tmp_path
-    run = on_node(baseline, 0)
-    outcome = simulate(series(run))
-    assert outcome.replica_bytes_per_node[0] == 0
-    assert outcome.table_pages_per_node[0] == 0
+def with_latencies(run: RunSpec, dram_ns: list[list[float]]) -> RunSpec:
+    rows = tuple(tuple(row) for row in dram_ns)
+    latency = dataclasses.replace(run.machine.latency, dram_ns=rows, remote_llc_ns=rows)
+    return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
+
+
+@pytest.mark.parametrize("state", ["hot", "cold"])
+def test_null_one_node_gains_nothing_and_pays_nothing(baseline: RunSpec, state: str) -> None:
+    run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
+    alone = with_latencies(run, [[100.0]])
+    ours = simulate(series(alone))
+    assert same_counts(ours.counts, simulate(alone).counts)
+    assert ours.replica_bytes_per_node == ours.table_pages_per_node == (0,)
+    assert sum(row.pages for row in ours.memory) == 0
+
+
+@pytest.mark.parametrize(("master", "cpu"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_another_master_node_is_the_same_run_with_other_node_numbers(
+    baseline: RunSpec, master: int, cpu: int
+) -> None:
+    captured = on_node(cold(baseline), int(master != cpu))
+    for run in (captured, series(captured)):
+        moved = on_node(run, cpu)
+        replication = dataclasses.replace(run.replication, master_node=master)
+        ours = simulate(dataclasses.replace(moved, replication=replication))
+        theirs = simulate(run)
+        flip = slice(None, None, -1 if master else 1)
+        assert ours.master_node == master
+        np.testing.assert_array_equal(ours.counts.served, theirs.counts.served[:, :, :, :, flip])
+        assert ours.replica_bytes_per_node == theirs.replica_bytes_per_node[flip]
+
+
+def test_a_cpu_may_be_on_a_node_the_capture_did_not_have(baseline: RunSpec) -> None:
+    far = [[100.0 + 20 * abs(a - b) for a in range(4)] for b in range(4)]
+    near, distant = (on_node(with_latencies(cold(baseline), far), node) for node in (1, 3))
+    ours, theirs = simulate(series(distant)), simulate(series(near))
+    swapped = theirs.counts.served[:, :, :, :, [0, 3, 2, 1]]
+    np.testing.assert_array_equal(ours.counts.served, swapped)
+    assert ours.replica_bytes_per_node[0] == 0
+    assert min(ours.replica_bytes_per_node[1:]) > 0
+
+
+@pytest.mark.parametrize("node", [-1, 2])
+def test_a_master_node_the_machine_lacks_is_refused(baseline: RunSpec, node: int) -> None:
+    with pytest.raises(SpecError, match=r"replication.master_node: expected 0 to 1"):
+        series(baseline, master_node=node)
 
 
 def test_replication_makes_remote_text_and_its_tables_local(baseline: RunSpec) -> None:
@@ -225,12 +265,3 @@ def test_what_the_dataset_lacks_is_named(baseline: RunSpec) -> None:
         simulate(dataclasses.replace(baseline, seed=7))
     with pytest.raises(TraceError, match="no trace 'forkk'; did you mean 'fork'"):
         simulate(with_window(baseline, "forkk"))
-
-
-def test_a_machine_smaller_than_the_capture_is_refused(baseline: RunSpec) -> None:
-    latency = dataclasses.replace(
-        baseline.machine.latency, dram_ns=((100.0,),), remote_llc_ns=((100.0,),)
-    )
-    small = dataclasses.replace(baseline.machine, latency=latency)
-    with pytest.raises(SpecError, match="at least the capture's 2 nodes"):
-        simulate(dataclasses.replace(baseline, machine=small, cpu_node=0))

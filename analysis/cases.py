@@ -2,18 +2,19 @@
 
 Settings are leaves of a run's spec under their dotted names (`machine.core.ghz`,
 `machine.latency.dram_ns.1.0`); only those that vary between runs become columns. Some settings are
-there always, because questions need them (`ALWAYS`, `rho`, `local_ns`). A million specs are larger
-than memory, so they are decoded while streaming.
+there always, because questions need them (`ALWAYS`, `rho`, `local_ns`).
 
 >>> [name for name, _ in leaves({"core": {"ghz": 2.6}, "rows": [[1, 2]]})]
 ['core.ghz', 'rows.0.0', 'rows.0.1']
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
+
+from numarep.results import RUNS
 
 # Settings that are columns whether they vary or not, unknown where no spec has them.
 ALWAYS = {
@@ -51,7 +52,11 @@ _COORDINATES = {
 }
 # Columns of the results that tell scenarios apart, beside the settings.
 SCENARIO = ("machine", "kernel", "layout", "home_llc", "replication")
-_SPEC = "_spec"
+_SPEC, _DRAM = "_spec", "_dram"
+# Where a spec is cut, and the pieces.
+_MARKS = ('"machine":', '"replication":')
+_PIECES = ("_head", "_machine", "_tail")
+_DROPPED = ("spec", "study", "state_id")
 
 
 def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
@@ -70,19 +75,20 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
         varies. Held in memory: a second question costs no second decoding.
     """
     template = _template(runs)
-    wide = runs.with_columns(pl.col("spec").str.json_decode(_dtype(template)).alias(_SPEC))
     settings = dict(leaves(template)) if template else {}
-    varying = _varying(wide, settings)
-    unknown = {n: pl.lit(None, dtype) for n, dtype in ALWAYS.items() if n not in settings}
-    kept = {n: leaf for n, leaf in settings.items() if n in varying or n in ALWAYS}
+    table = cut = runs.with_columns(_pieces())
+    for piece in _PIECES:
+        decoded = _decoded(cut, piece, template, settings).lazy()
+        table = table.join(decoded, on=_key(piece), how="left", maintain_order="left")
+    there = set(table.collect_schema().names())
+    wanted: dict[str, Any] = {**ALWAYS, _DRAM: pl.List(pl.List(pl.Float64))}
+    unknown = [pl.lit(None, t).alias(name) for name, t in wanted.items() if name not in there]
+    names = sorted(name for name in there | set(ALWAYS) if "." in name)
     return (
-        wide.select(
-            pl.exclude("spec", _SPEC),
-            *_dram(settings),
-            *(leaf.alias(name) for name, leaf in sorted((kept | unknown).items())),
-        )
+        table.with_columns(unknown)
+        .with_columns(_dram())
+        .select(*(n for n in RUNS.names if n not in _DROPPED), "local_ns", "rho", *names)
         .collect(engine="streaming")
-        .sort("run_id")
         .lazy()
     )
 
@@ -143,29 +149,72 @@ def _dtype(template: Any) -> Any:
     return kinds.get(type(template), pl.String)
 
 
-def _varying(wide: pl.LazyFrame, settings: Mapping[str, pl.Expr]) -> set[str]:
-    """Name the settings, beside the coordinates, that are not the same in all runs."""
-    asked = {name: leaf for name, leaf in settings.items() if name not in _COORDINATES}
-    differs = [
-        ((leaf.min() != leaf.max()) | (leaf.null_count() % pl.len() != 0)).alias(name)
-        for name, leaf in asked.items()
+def _pieces() -> list[pl.Expr]:
+    """Cut specs in three that repeat: a grid's machines, say, are far fewer than its runs.
+
+    Decoding is what costs, so only different pieces are decoded. A piece is known by its hash.
+    """
+    spec = pl.col("spec")
+    start, end = (spec.str.find(mark, literal=True) for mark in _MARKS)
+    cut = start < end
+    start, end = (pl.when(cut).then(at) for at in (start, end))
+    text = spec.cast(pl.Binary)
+    length = spec.str.len_bytes()
+    pieces = (
+        text.bin.slice(1, start.fill_null(length - 1) - 1),
+        text.bin.slice(start, end - start),
+        text.bin.slice(end, length - 1 - end),
+    )
+    named = list(zip(_PIECES, pieces, strict=True))
+    return [
+        *(piece.alias(name) for name, piece in named),
+        *(piece.hash().alias(_key(name)) for name, piece in named),
     ]
-    if not differs:
-        return set()
-    row = wide.select(differs).collect(engine="streaming").row(0, named=True)
-    return {name for name, varies in row.items() if varies}
 
 
-def _dram(settings: Mapping[str, pl.Expr]) -> Iterator[pl.Expr]:
-    """Yield `local_ns` and `rho` as seen by the run's CPU."""
+def _key(piece: str) -> str:
+    return f"{piece}_key"
+
+
+def _decoded(
+    table: pl.LazyFrame, piece: str, template: Mapping[str, Any], settings: Mapping[str, pl.Expr]
+) -> pl.DataFrame:
+    """Decode the different pieces of one kind: the settings that vary between them, by hash."""
+    different = (
+        table.select(_key(piece), piece)
+        .group_by(_key(piece))
+        .agg(pl.first(piece))
+        .collect(engine="streaming")
+    )
+    inside = pl.col(piece).cast(pl.String).str.strip_chars(", ")
+    whole = pl.concat_str(pl.lit("{"), inside, pl.lit("}"))
+    wide = different.with_columns(whole.str.json_decode(_dtype(template)).alias(_SPEC))
+    columns = [leaf.alias(name) for name, leaf in settings.items()]
+    found = wide.select(*columns, *_matrix(settings))
+    kept = [values for values in found if _kept(values)]
+    return pl.DataFrame([wide[_key(piece)], *kept])
+
+
+def _kept(values: pl.Series) -> bool:
+    """Say whether a setting is here, and varies or is always wanted."""
+    if values.null_count() == len(values):
+        return False
+    always = values.name in ALWAYS or values.name == _DRAM
+    return always or (values.name not in _COORDINATES and values.n_unique() > 1)
+
+
+def _matrix(settings: Mapping[str, pl.Expr]) -> list[pl.Expr]:
     if not any(name.startswith("machine.latency.dram_ns.") for name in settings):
-        yield from (pl.lit(None, pl.Float64).alias(name) for name in ("local_ns", "rho"))
-        return
-    matrix = pl.col(_SPEC).struct.field("machine").struct.field("latency").struct.field("dram_ns")
-    row = matrix.list.get(pl.col("cpu_node"), null_on_oob=True)
-    local = row.list.get(pl.col("cpu_node"), null_on_oob=True)
-    yield local.alias("local_ns")
-    yield (row.list.get(pl.col("master_node"), null_on_oob=True) / local).alias("rho")
+        return []
+    latency = pl.col(_SPEC).struct.field("machine").struct.field("latency")
+    return [latency.struct.field("dram_ns").alias(_DRAM)]
+
+
+def _dram() -> list[pl.Expr]:
+    """Return `local_ns` and `rho` as seen by the run's CPU."""
+    row = pl.col(_DRAM).list.get(pl.col("cpu_node"), null_on_oob=True)
+    local, remote = (row.list.get(pl.col(n), null_on_oob=True) for n in ("cpu_node", "master_node"))
+    return [local.alias("local_ns"), (remote / local).alias("rho")]
 
 
 def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from numarep.sweep.grid import groups
 from tests.sweep.conftest import ROOT
 
 
@@ -36,7 +37,7 @@ def run(installed: Path, cwd: Path, *arguments: str) -> str:
 
 def test_help_lists_what_the_checkout_has(installed: Path, tmp_path: Path) -> None:
     text = run(installed, tmp_path, "--help")
-    assert "workload: fork_1, fork_1024, kill" in text
+    assert f"workload: {', '.join(groups()['workload'])}" in text
     studies = text.split("studies: ")[1].split()
     assert {"seed_table,", "single"} <= set(studies)
 

@@ -47,11 +47,11 @@ def surface(cases: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _whole(study: pl.DataFrame) -> pl.DataFrame:
-    """Keep the grid: the LLC sizes with most ratios, and the ratios that were run for all those."""
-    ratios = pl.col("rho").n_unique().over(LLC)
-    grid = study.filter(ratios == ratios.max())
-    sizes = pl.col(LLC).n_unique()
-    return grid.filter(sizes.over("rho") == sizes)
+    """Keep the grid: the ratios run for most LLC sizes, and the sizes that have all those."""
+    sizes = pl.col(LLC).n_unique().over("rho")
+    grid = study.filter(sizes == sizes.max())
+    ratios = pl.col("rho").n_unique()
+    return grid.filter(ratios.over(LLC) == ratios)
 
 
 def break_even(table: pl.DataFrame) -> pl.DataFrame:

@@ -65,7 +65,8 @@ def everything() -> Iterator[dict[str, Any]]:
     yield from grid(**cells, **both, **nulls)
     yield from grid(workload=["kill"], **both, cpu_node=[0], costs=["waived"])
     drams = [[[100.0, far], [far, 100.0]] for far in (100.0, 120.0, 200.0, 300.0)]
-    sizes = [1 << 20, 4 << 20]
+    # The main study is one more ratio of the larger size, and not of this grid.
+    sizes = [1 << 20, POINT["llc"]]
     yield from grid(**cells, **both, dram=drams, llc=sizes)
 
 

@@ -31,7 +31,7 @@ from numarep.replication.patching import patch_boot
 from numarep.replication.process import fork, switch_to
 from numarep.replication.view import on_node
 from numarep.units import PAGE_SHIFT, PAGES_PER_PMD, PMD, PMD_BYTES, PTE
-from tests.kernels import BASES, MODULE_VA, TEXT_VA, SmallKernel, policy
+from tests.kernels import BASES, MODULE_VA, NODE_FRAMES, TEXT_VA, SmallKernel, policy
 
 topologies = st.builds(
     SmallKernel,
@@ -359,3 +359,32 @@ def test_r3_r13_any_node_may_hold_the_image_and_any_may_boot(master: int, boot: 
     assert kernel.frames.node_of(kernel.poking.pgd[boot]) == boot
     fork(kernel, kernel.cpus[1])
     assert violations(kernel) == []
+
+
+@pytest.mark.parametrize("leaf", ["1G", "4K"])
+def test_r14_f_aliases_in_other_leaves_are_dropped_too(leaf: str) -> None:
+    small = SmallKernel(nodes=2)
+    direct_map = BASES["direct_map"] >> PAGE_SHIFT
+    kernel = small.unbooted()
+    for step in (reserve, replicate, seal):
+        step(kernel)
+    first, pages = kernel.reserved[1][0]
+    walk = kernel.tables.walk(kernel.root, direct_map + first)
+    index = entry_index(direct_map + first, PMD)
+    if leaf == "1G":  # the direct map of node 1 in one leaf
+        start = small.ranges[1][0]
+        at = entry_index(direct_map + start, 3)
+        kernel.tables.set_entry(3, walk.table[2], at, start << PAGE_SHIFT | 0x83)
+    else:
+        kernel.tables.add_table(PTE, 9, {i: (first + i) << PAGE_SHIFT | 3 for i in range(512)})
+        kernel.tables.set_entry(PMD, walk.table[1], index, 9 << PAGE_SHIFT | 3)
+    publish(kernel)
+    for pfn in (first, first + pages - 1):
+        assert kernel.tables.walk(kernel.root, direct_map + pfn) is None
+    kept = next(p for p in range(first, first + NODE_FRAMES // 2, 512) if p not in _taken(kernel))
+    assert kernel.tables.walk(kernel.root, direct_map + kept).pfn == kept
+    assert violations(kernel) == []
+
+
+def _taken(kernel: Kernel) -> set[int]:
+    return {pfn + i for pfn, pages in kernel.reserved[1] for i in range(pages)}

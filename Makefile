@@ -1,5 +1,5 @@
 # make sweep [ARGS="workload=kill out=/tmp/kill"]   install what it needs, run the main job
-# make report [ARGS="..."]                          the same, then a report of it as a page
+# make report [ARGS="..."]                          the same and layout noise, then a report
 # make test                                         install what it needs, run every check
 # make constraints                                  pin the newest versions that fit pyproject.toml
 # Uses uv where it is installed, python3's venv and pip elsewhere.
@@ -26,6 +26,7 @@ sweep: $(VENV)/.sweep
 
 report: $(VENV)/.report
 	@$(BIN)/python -m numarep.sweep out=results/seed_table $(ARGS)
+	@$(BIN)/python -m numarep.sweep study=layouts out=results/seed_table > /dev/null
 	@$(BIN)/python -m analysis.report results/seed_table
 
 test: $(VENV)/.test

@@ -150,7 +150,8 @@ def summary(report: Report) -> str:
             parts.append(_wrapped(section.answer))
             parts += [mail_table(table) for table in section.tables[:1] if table.mailed]
         if section.missing:
-            parts.append(_wrapped(f"Not answered: {section.missing}."))
+            lead = "Missing" if section.answered else "Not answered"
+            parts.append(_wrapped(f"{lead}: {section.missing}."))
             parts += [f"    {command}" for command in section.commands]
     parts.append(_wrapped(f"Made by: {report.command}"))
     return "\n\n".join(parts) + "\n"

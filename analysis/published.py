@@ -106,16 +106,21 @@ _ALLOWED = (
 
 def _verdict() -> pl.Expr:
     """Say whether the published figure lies in what the model allows, widened by the noise."""
-    noise = pl.col("noise").fill_null(0.0)
+    noise, figure = pl.col("noise"), pl.col("published")
+    widened = figure.is_between(
+        pl.col("low") - noise.fill_null(0.0), pl.col("high") + noise.fill_null(0.0)
+    )
     return (
-        pl.when(pl.col("published") <= noise)
+        pl.when(figure <= noise)
         .then(pl.lit("within noise"))
-        .when(pl.col("published") > pl.col("high") + noise)
-        .then(pl.lit("published higher"))
-        .when(pl.col("published") < pl.col("low") - noise)
-        .then(pl.lit("published lower"))
-        .when(pl.col("published").is_not_null())
+        .when(widened)
         .then(pl.lit("agrees"))
+        .when(figure.is_not_null() & noise.is_null())
+        .then(pl.lit("noise unknown"))
+        .when(figure > pl.col("high"))
+        .then(pl.lit("published higher"))
+        .when(figure < pl.col("low"))
+        .then(pl.lit("published lower"))
     )
 
 
@@ -297,11 +302,18 @@ def _answer(table: pl.DataFrame) -> str:
             f"Of {compared.height} published gains, {len(noise)} are no larger than what linking "
             "the same kernel in another order does. "
         )
-    return text + (
-        f"The model agrees with {listed(_cells(table, 'agrees'))}; published is higher than it "
-        f"allows for {listed(_cells(table, 'published higher'))}, and lower for "
-        f"{listed(_cells(table, 'published lower'))}."
-    )
+    said = [f"The model agrees with {_names(table, 'agrees')}"]
+    if _cells(table, "published higher"):
+        said.append(f"published is higher than it allows for {_names(table, 'published higher')}")
+    if _cells(table, "published lower"):
+        said.append(f"published is lower for {_names(table, 'published lower')}")
+    if unknown := _cells(table, "noise unknown"):
+        said.append(f"of {len(unknown)} others it can't be said, because layout noise is unknown")
+    return f"{text}{'; '.join(said)}."
+
+
+def _names(table: pl.DataFrame, verdict: str) -> str:
+    return listed(_cells(table, verdict))
 
 
 def _caption(table: pl.DataFrame) -> str:

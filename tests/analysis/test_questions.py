@@ -77,6 +77,17 @@ def test_layout_noise_by_hand(evidence: Evidence) -> None:
     assert noise["noise"] == pytest.approx(((1000 + 46 * 4) / (1000 + 31 * 4) - 1) * 100)
 
 
+def test_verdicts_need_layout_noise(tmp_path: Path, evidence: Evidence) -> None:
+    table = published.gains(evidence.cases)
+    assert of(table, workload="mount_proc", cache_state="cold")["verdict"] == "published lower"
+    assert of(table, workload="mount_proc", cache_state="hot")["verdict"] == "published higher"
+    assert of(table, workload="kill", cache_state="hot")["verdict"] == "within noise"
+    both = ["none", "series"]
+    without = small(tmp_path, *made.grid(workload=["mount_proc", "fork_1"], replication=both))
+    verdicts = published.gains(without.cases).select("workload", "verdict").rows()
+    assert verdicts == [("fork_1", "agrees"), ("mount_proc", "noise unknown")]
+
+
 def test_the_ratio_it_solves_for_gives_the_published_gain(tmp_path: Path) -> None:
     points = list(made.grid(workload=["kill"], replication=["none", "series"]))
     asked = small(tmp_path / "asked", *points)

@@ -144,6 +144,14 @@ class CoreSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefetchSpec(Spec):
+    """Which hardware prefetchers into L2 are modelled (see memory.prefetch)."""
+
+    next_line_fetch: bool  # the line after one that L1I missed
+    adjacent_line: bool  # the other half of the 128-byte pair, on an L2 miss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencySpec(Spec):
     """Idle load-to-use latencies; only pricing reads them, counting never does.
 
@@ -215,6 +223,8 @@ class MachineSpec(Spec):
     psc: PscSpec
     core: CoreSpec
     latency: LatencySpec
+    prefetch: PrefetchSpec = PrefetchSpec(next_line_fetch=False, adjacent_line=False)
+    pcid: bool = False  # a CR3 write drops nothing: entries are tagged by root
 
     def __post_init__(self) -> None:
         """Refuse a hierarchy that doesn't grow outwards."""

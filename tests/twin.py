@@ -159,6 +159,9 @@ class Twin:
 
     def serialise(self, cpu, kind, page):
         cpu.since_leading = None
+        if kind == CR3 and self.machine.pcid:
+            self.events["cr3_writes"] += 1
+            return
         for psc in cpu.psc.values():
             psc.empty()
         if kind == CR3:
@@ -281,7 +284,20 @@ class Twin:
                 mine.right = "exclusive"
                 self.take_from_others(cpu, line)
             entry.dirty = True
+        self.prefetch(cpu, l1, line, service[0])
         return service
+
+    def prefetch(self, cpu, l1, line, served_by):
+        """L2 gets the other half of 128 bytes, then the next line of code in the same 4 KiB."""
+        wanted = []
+        if self.machine.prefetch.adjacent_line and served_by in FAR:
+            wanted.append(line + 1 if line % 2 == 0 else line - 1)
+        if self.machine.prefetch.next_line_fetch and l1 is cpu.l1i and served_by != "l1":
+            wanted += [line + 1] if line % 64 < 63 else []
+        for other in wanted:
+            if not cpu.l2.get(other):
+                self.events["prefetches"] += 1
+                self.into_l2(cpu, other, store=False)
 
     def lookup(self, cpu, l1, line, store):
         """Bring a line into L1 as newest; return (service, node)."""
@@ -292,22 +308,26 @@ class Twin:
             cpu.l2.newest(line)
             service = "l2", cpu.node
         else:
-            if cpu.llc.get(line):
-                cpu.llc.newest(line)
-                service = "llc", cpu.node
-            else:
-                service, right = self.fetch_from_afar(cpu, line, store)
-                gone = cpu.llc.insert(line, line, Line(right=right))
-                if gone:
-                    self.leave(cpu, *gone)
-            gone = cpu.l2.insert(line, line, Line())
-            if gone:
-                self.events["l2_evictions"] += 1
-                if gone[1].dirty:
-                    cpu.llc.get(gone[0]).dirty = True
+            service = self.into_l2(cpu, line, store)
         gone = l1.insert(line, line, Line())
         if gone and gone[1].dirty:
             (cpu.l2.get(gone[0]) or cpu.llc.get(gone[0])).dirty = True
+        return service
+
+    def into_l2(self, cpu, line, store):
+        if cpu.llc.get(line):
+            cpu.llc.newest(line)
+            service = "llc", cpu.node
+        else:
+            service, right = self.fetch_from_afar(cpu, line, store)
+            gone = cpu.llc.insert(line, line, Line(right=right))
+            if gone:
+                self.leave(cpu, *gone)
+        gone = cpu.l2.insert(line, line, Line())
+        if gone:
+            self.events["l2_evictions"] += 1
+            if gone[1].dirty:
+                cpu.llc.get(gone[0]).dirty = True
         return service
 
     def leave(self, cpu, line, entry):

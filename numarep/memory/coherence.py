@@ -19,7 +19,7 @@ Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coh
 >>> words[0] = 5 << FLAG_BITS | DIRTY
 >>> none = np.zeros(1, np.int64)
 >>> ahead = Ahead(*[none] * 7)
->>> view = View(words, none, none, none, 8, 0, 0, cache, cache, cache, cache, ahead, none)
+>>> view = View(words, none, none, none, 8, 0, 0, cache, cache, cache, cache, ahead, none, 0)
 >>> int(_clean(view, 0, cache, 5)), int(_clean(view, 0, cache, 5))
 (1, 0)
 >>> int(_drop(view, 0, cache, 5)), int(_drop(view, 0, cache, 5))

@@ -81,6 +81,7 @@ class Event(IntEnum):
     UPGRADES = 20  # stores to a line this socket held, but not alone
     REMOTE_INVALIDATIONS = 21  # other sockets' LLC copies dropped by stores
     WRITEBACKS = 22  # of lines to DRAM
+    PREFETCHES = 23  # lines brought into L2 that nobody asked for; served to nobody
 
 
 class Counts(NamedTuple):

@@ -13,19 +13,19 @@
 
 Source: SDM vol. 3A 11.1 and the Optimization Reference Manual, Haswell cache hierarchy.
 Assumed: an L1D victim whose line L2 has lost is not allocated in L2 again. Left out: L1I and L1D
-of one core are not kept coherent (self-modifying code), prefetchers, uncached memory.
+of one core are not kept coherent (self-modifying code), uncached memory.
 
 >>> import numpy as np
 >>> cache = new_cache(offset=0, sets=1, ways=2)
 >>> words, none = np.full(8, EMPTY), np.zeros(1, np.int64)
 >>> words[:2] = 5 << FLAG_BITS, 7 << FLAG_BITS
 >>> ahead = Ahead(*[none] * 7)
->>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache, ahead, none)
+>>> view = View(words, none, none, none, 2, 0, 0, cache, cache, cache, cache, ahead, none, 0)
 >>> bool(mark_dirty(view, cache, 7)), bool(mark_dirty(view, cache, 6)), (words[:2] & 1).tolist()
 (True, False, [0, 1])
 """
 
-from numarep.jit import jit
+from numarep.jit import jit, jit_apart
 from numarep.memory.ahead import recall
 from numarep.memory.coherence import clean_above, drop_above, own, request
 from numarep.memory.counts import Event, Service
@@ -40,6 +40,7 @@ __all__ = [
     "make_exclusive",
     "mark_dirty",
     "new_cache",
+    "prefetch_l2",
     "write_down",
 ]
 
@@ -100,6 +101,12 @@ def access_l2(view: View, line: int, write: bool, llc: int) -> tuple[int, int]:
     if way >= 0:
         touch(view.words, first, view.l2.ways, way)
         return Service.L2.value, view.node
+    return _fill_l2(view, line, write, first, llc)
+
+
+@jit
+def _fill_l2(view: View, line: int, write: bool, first: int, llc: int) -> tuple[int, int]:
+    """Bring a line from beyond into its row of L2 at `first`, in place."""
     service, node = _access_llc(view, line, write, llc)
     victim = push(view.words, first, view.l2.ways, line << FLAG_BITS)
     if victim != EMPTY:
@@ -107,6 +114,15 @@ def access_l2(view: View, line: int, write: bool, llc: int) -> tuple[int, int]:
         if victim & DIRTY:
             mark_dirty(view, view.llc, victim >> FLAG_BITS)
     return service, node
+
+
+@jit_apart
+def prefetch_l2(view: View, line: int) -> None:
+    """Bring a line into L2 that nobody asked for, unless it is there; in place."""
+    first = row_of(view, view.cpu, view.l2, line)
+    if find(view.words, first, view.l2.ways, line) < 0:
+        view.events[Event.PREFETCHES] += 1
+        _fill_l2(view, line, False, first, row_of(view, view.cpu, view.llc, line))
 
 
 @jit

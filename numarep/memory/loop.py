@@ -13,7 +13,8 @@ are several times as fast as one long path per record. The counts are those of o
 time, exactly: `translate` and `tally` say why for themselves, `ahead` proves it for L1.
 
 Source: SDM vol. 3A 4.10.4.1: MOV to CR3 drops all non-global TLB entries and all PSCs, INVLPG the
-page's TLB entries, global ones too, and all PSCs; a FLUSH record (such as a write of CR4.PGE)
+page's TLB entries, global ones too, and all PSCs; with PCIDs (4.10.1), here one a root, a CR3 write
+drops nothing; a FLUSH record (such as a write of CR4.PGE)
 drops everything.
 
 >>> translations = Translations(*[np.zeros(1, np.int64)] * 7)
@@ -28,11 +29,12 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart
 from numarep.memory.ahead import LENGTH, SETTLING, run_ahead
-from numarep.memory.batch import Batch, Stream, kind_of, line_of, record_of, served_by
+from numarep.memory.batch import NODE_BITS, Batch, Stream, kind_of, line_of, record_of, served_by
 from numarep.memory.counts import Event
 from numarep.memory.front import take
 from numarep.memory.hierarchy import access_l2, expect, make_exclusive, write_down
 from numarep.memory.kinds import Kind
+from numarep.memory.prefetch import prefetch_after
 from numarep.memory.tally import tally
 from numarep.memory.tlb import Tlbs, clear_all, invalidate_page, switch_root
 from numarep.memory.translate import spread, translate
@@ -95,16 +97,26 @@ def _access(view: View, batch: Batch, ops: int) -> None:
             write_down(view, ahead.old[at(place)])
         if is_store:
             make_exclusive(view, line, ahead.llc[at(place)])
+        if is_hit == 0 and view.prefetch != 0:
+            # Complete, so the access itself stays if L1 is called back.
+            ahead.cursor[SETTLING] = place + 1
+            prefetch_after(view, line, kind_of(op), batch.served_by[at(number)] >> NODE_BITS)
+            if ahead.cursor[LENGTH] == place + 1:
+                missed = run_ahead(view, batch, number + 1, ops, each + 1)
+                _expect_all(view, batch, each + 1, missed)
         each += 1
 
 
 @jit_apart
-def _serialise(view: View, tlbs: Tlbs, pscs: NDArray[np.int64], kind: int, vpn: int) -> None:
+def _serialise(
+    view: View, tlbs: Tlbs, pscs: NDArray[np.int64], kind: int, vpn: int, pcid: bool
+) -> None:
     """Do what a CR3, INVLPG or FLUSH record does to TLBs and PSCs, in place."""
     words, events, base = view.words, view.events, view.cpu * view.stride
-    clear_pscs(words, pscs)
     if kind == Kind.CR3:
         events[Event.CR3_WRITES] += 1
+        if pcid:
+            return
         switch_root(words, base, tlbs)
     elif kind == Kind.INVLPG:
         events[Event.INVLPGS] += 1
@@ -112,6 +124,7 @@ def _serialise(view: View, tlbs: Tlbs, pscs: NDArray[np.int64], kind: int, vpn: 
     else:
         events[Event.TLB_FLUSHES] += 1
         clear_all(words, base, tlbs)
+    clear_pscs(words, pscs)
 
 
 @jit
@@ -121,6 +134,7 @@ def run_records(
     pscs: NDArray[np.int64],
     window_left: NDArray[np.int64],
     reorder_window: int,
+    pcid: bool,
     stream: Stream,
     translations: Translations,
     pages: NDArray[np.int64],
@@ -154,7 +168,7 @@ def run_records(
         instructions += batch.passed[at(size)]
         if record < stop and stream.kind[at(record)] > Kind.STORE:
             page = stream.page[at(record)]
-            _serialise(view, tlbs, pscs, int(stream.kind[at(record)]), vpn[at(page)])
+            _serialise(view, tlbs, pscs, int(stream.kind[at(record)]), vpn[at(page)], pcid)
             left = 0
             record += 1
     window_left[view.cpu] = left

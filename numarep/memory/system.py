@@ -5,7 +5,7 @@ so many times over, `flush` empties everything. The state is canonical: two syst
 behave alike from now on hold equal arrays (LRU is the order within a row, the interval analysis
 remembers only what is left of its window), all of them slices of one int64 buffer.
 
-Left out in this version: more than one modelled CPU a node, non-inclusive LLCs, prefetchers, PCIDs.
+Left out in this version: more than one modelled CPU a node, non-inclusive LLCs.
 
 >>> from numarep.memory.counts import Event
 >>> from numarep.spec import parse
@@ -45,6 +45,7 @@ from numarep.memory.counts import Access, Counts, Event, Overlap, Service, new_c
 from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
+from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import LANES
@@ -214,6 +215,11 @@ def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
     return pages_of(vpn, pfn, leaf, is_global, small, region, system.tlbs)
 
 
+def _prefetchers(machine: MachineSpec) -> int:
+    prefetch = machine.prefetch
+    return NEXT_LINE * prefetch.next_line_fetch | ADJACENT * prefetch.adjacent_line
+
+
 def _run(
     system: System,
     cpu: int,
@@ -241,6 +247,7 @@ def _run(
         llc=llc,
         ahead=system.ahead,
         l1=table_of(block, (l1i, l1d, l1d)),
+        prefetch=_prefetchers(system.machine),
     )
     run_records(
         view,
@@ -248,6 +255,7 @@ def _run(
         table_of(block, system.pscs),
         system.window_left,
         system.machine.core.reorder_window,
+        system.machine.pcid,
         stream,
         translations,
         _pages(system, translations),

@@ -8,8 +8,7 @@ side; page numbers are those of the unsigned 57-bit va. The owner is the small n
 Source: SDM vol. 3A 4.10.2 (TLBs, global pages), 4.10.2.3 (a 1G page may be cached as smaller
 splinters), 4.10.4.1 (what INVLPG and MOV to CR3 invalidate; INVLPG drops every entry of the page,
 splinters and global entries too).
-Left out: the frame is not part of an entry, so a stale entry still leads to the stream's frame;
-PCIDs: every CR3 write flushes what is not global.
+Left out: the frame is not part of an entry, so a stale entry still leads to the stream's frame.
 
 >>> words, tlb = np.full(8, EMPTY), new_tlb(offset=0, sets=1, ways=2)
 >>> page = key_of(7, 1)

@@ -116,7 +116,7 @@ class View(NamedTuple):
     cpu_node : int64[cpus]; node_end_pfn : int64[nodes], see `system.new_system`.
     This version models one CPU a socket, so a CPU's number is also that of its LLC.
     l1 : `table_of` L1 as fetches, loads and stores see it.
-    ahead : what the run-ahead of L1 may have to take back.
+    ahead : what the run-ahead of L1 may have to take back; prefetch : see `prefetch`.
     """
 
     words: NDArray[np.int64]
@@ -132,6 +132,7 @@ class View(NamedTuple):
     llc: Cache
     ahead: Ahead
     l1: NDArray[np.int64]
+    prefetch: int
 
 
 @jit

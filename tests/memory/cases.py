@@ -13,6 +13,7 @@ from numarep.spec import (
     CoreSpec,
     LatencySpec,
     MachineSpec,
+    PrefetchSpec,
     PscSpec,
     TlbSpec,
     TlbsSpec,
@@ -81,6 +82,8 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
             cr3_write_cycles=100,
             invlpg_cycles=90,
         ),
+        prefetch=PrefetchSpec(next_line_fetch=rng.random() < 0.3, adjacent_line=rng.random() < 0.3),
+        pcid=rng.random() < 0.3,
     )
 
 
@@ -122,7 +125,14 @@ def random_records(rng: random.Random, pages: int, count: int) -> list[Record]:
         if rng.random() < serialising:
             kind = rng.choice(["cr3", "invlpg", "flush"])
         repeats = rng.choice([0, 1, 1, 2, 9]) if kind == "fetch" else rng.choice([1, 1, 3])
-        records.append(Record(kind, rng.randrange(pages), rng.randrange(lines) * 9, repeats))
+        records.append(
+            Record(
+                kind,
+                rng.randrange(pages),
+                rng.choice([9 * rng.randrange(lines)] * 3 + [62, 63]),
+                repeats,
+            )
+        )
     return records
 
 

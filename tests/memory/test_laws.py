@@ -14,7 +14,7 @@ from numarep.memory.recency import EMPTY, FLAG_BITS
 from numarep.memory.system import flush, new_system, repeat, run
 from numarep.memory.view import DIRTY, FORWARD, SHARED
 from numarep.price import price, stalls
-from numarep.spec import MOST_WAYS, CoreSpec, SpecError, TlbSpec
+from numarep.spec import MOST_WAYS, CoreSpec, PrefetchSpec, SpecError, TlbSpec
 from tests.memory.cases import (
     as_stream,
     as_translations,
@@ -145,7 +145,11 @@ def test_more_ways_never_miss_more(seed, sets):
     misses = []
     for ways in range(1, 9):
         machine = replace(
-            small_machine(rng, 1), l1d=cache(sets, ways), l2=cache(64, 4), llc=cache(64, 8)
+            small_machine(rng, 1),
+            l1d=cache(sets, ways),
+            l2=cache(64, 4),
+            llc=cache(64, 8),
+            prefetch=PrefetchSpec(next_line_fetch=False, adjacent_line=False),
         )
         counts, system = new_counts(1, 1), new_system(machine, (0,), np.array([8]))
         run(system, 0, stream, translations, 0, len(records), counts)
@@ -266,3 +270,30 @@ def test_more_ways_than_the_core_compares_are_refused():
         cache(1, 33)
     with pytest.raises(SpecError, match="ways: expected at most 32, got 64"):
         TlbSpec(entries=64, ways=64)
+
+
+def test_prefetched_lines_are_found_in_l2():
+    """Line 1 by the pair, 2 and 3 by the next line and its pair; 63's next is another frame."""
+    rng = random.Random(0)
+    quiet = replace(small_machine(rng, 1), l1i=cache(64, 8), l2=cache(64, 8), llc=cache(64, 16))
+    page = as_translations([Page(0, 3, 3, True, 0, {3: 1, 4: 0}, 0)])
+    stream = as_stream([Record("fetch", 0, line, 1) for line in (0, 1, 2, 62, 63)])
+    expected = {(False, False): [5, 0], (True, False): [2, 3], (False, True): [3, 2]}
+    for (next_line, adjacent), by_dram_and_l2 in expected.items():
+        spec = PrefetchSpec(next_line_fetch=next_line, adjacent_line=adjacent)
+        system = new_system(replace(quiet, prefetch=spec), (0,), np.array([8]))
+        counts = new_counts(1, 1)
+        run(system, 0, stream, page, 0, 5, counts)
+        served = counts.served[Access.FETCH, 0, 0, :, 0, 0]
+        assert [served[Service.DRAM], served[Service.L2]] == by_dram_and_l2
+
+
+@pytest.mark.parametrize("pcid", [False, True])
+def test_a_cr3_write_keeps_other_roots_only_with_pcid(pcid):
+    machine = replace(small_machine(random.Random(0), 1), pcid=pcid)
+    pages = [Page(5, 2, 1, False, 4, {1: 1, 2: 2, 3: 3, 4: 4}, 0)]
+    records = [Record("load", 0, 0, 1), Record("cr3", 0, 0, 1), Record("load", 0, 0, 1)]
+    system, counts = new_system(machine, (0,), np.array([8])), new_counts(1, 1)
+    run(system, 0, as_stream(records), as_translations(pages), 0, 3, counts)
+    assert counts.events[Event.DATA_WALKS] == (1 if pcid else 2)
+    assert counts.events[Event.CR3_WRITES] == 1

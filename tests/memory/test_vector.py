@@ -1,7 +1,7 @@
 """The vector instructions and the plain functions that stand in for them say the same."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numarep.jit import jit
@@ -26,6 +26,7 @@ def run_lowest(bits):
     return vector.lowest(bits)
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(0, 8), st.integers(-3, 3), st.sampled_from([-1, ~1, ~3]))
 def test_match(words, at, value, mask):
     words = np.array(words)
@@ -34,6 +35,7 @@ def test_match(words, at, value, mask):
     assert vector._plain_match(words, at, value, mask) == expected
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(0, 8), st.integers(-1, 7), st.integers(0, 9))
 def test_rotate(words, at, last, entry):
     moved, plain = np.array(words), np.array(words)
@@ -44,12 +46,14 @@ def test_rotate(words, at, last, entry):
     assert moved.tolist() == plain.tolist() == words
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**32 - 1))
 def test_lowest(bits):
     expected = f"{bits:b}"[::-1].index("1")
     assert run_lowest(bits) == vector._plain_lowest(bits) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, MOST_WAYS), st.lists(st.tuples(st.booleans(), st.integers(0, 40))))
 def test_rows_of_any_length_are_lru(ways, steps):
     """Against a list, most recent first; the words between two rows stay empty."""

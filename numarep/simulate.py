@@ -132,12 +132,17 @@ def simulate(spec: RunSpec) -> Outcome:
     if isinstance(spec.workload, ChaseSpec):
         return _chase(spec, spec.workload)
     labels = _labels(spec)
-    captured = labels.index(spec.cpu_node)
+    captured = captured_cpu_node(spec)
     replication = dataclasses.replace(spec.replication, master_node=0)
     found = _simulate(
         dataclasses.replace(spec, cpu_node=captured, replication=replication), spec.workload
     )
     return _relabelled(found, labels)
+
+
+def captured_cpu_node(spec: RunSpec) -> int:
+    """Return the node whose capture a run takes: 0 on the kernel's own node, 1 on any other."""
+    return _labels(spec).index(spec.cpu_node)
 
 
 def _labels(spec: RunSpec) -> list[int]:

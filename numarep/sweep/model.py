@@ -10,7 +10,7 @@ from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.price import price, stalls
 from numarep.results import RunResult
-from numarep.simulate import MODEL_VERSION, Outcome, simulate, state_key
+from numarep.simulate import MODEL_VERSION, Outcome, captured_cpu_node, simulate, state_key
 from numarep.spec import RunSpec, WorkloadSpec
 from numarep.workload.dataset import capture_name, open_dataset
 
@@ -28,7 +28,7 @@ def check(specs: Iterable[RunSpec]) -> None:
     needed = {
         (
             spec.kernel.dataset,
-            capture_name(pti=spec.kernel.pti, cpu_node=spec.cpu_node, seed=spec.seed),
+            capture_name(pti=spec.kernel.pti, cpu_node=captured_cpu_node(spec), seed=spec.seed),
             spec.workload.trace,
         )
         for spec in specs

@@ -26,7 +26,7 @@ sweep: $(VENV)/.sweep
 
 report: $(VENV)/.report
 	@$(BIN)/python -m numarep.sweep out=results/seed_table $(ARGS)
-	@$(BIN)/python -m numarep.sweep study=layouts out=results/seed_table > /dev/null
+	@$(BIN)/python -m numarep.sweep study=layout_noise out=results/seed_table > /dev/null
 	@$(BIN)/python -m analysis.report results/seed_table
 
 test: $(VENV)/.test

@@ -17,7 +17,7 @@ from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, ligh
 
 COMMANDS = (
     "python -m numarep.sweep study=ablation out={out}",
-    "python -m numarep.sweep study=alignment out={out}",
+    "python -m numarep.sweep study=alignment_only out={out}",
 )
 _PARTS = ("text", "rodata", "modules")
 _AXES = (*(f"replication.{part}" for part in _PARTS), "replication.costs")

@@ -24,7 +24,7 @@ POLICY = "series"
 _LAYOUT = ("layout", "kernel.layout_seed")
 _CELL = ("workload", "cache_state")
 MAIN_STUDY = "python -m numarep.sweep"
-LAYOUT_STUDY = "python -m numarep.sweep study=layouts out={out}"
+LAYOUT_STUDY = "python -m numarep.sweep study=layout_noise out={out}"
 
 
 def reference(cases: pl.LazyFrame, policy: str = POLICY) -> pl.DataFrame:

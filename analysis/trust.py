@@ -21,7 +21,7 @@ from analysis.staircase import plateaus, shown, staircase
 
 # Relative, of sums of floats in another order than the model's.
 ROUNDING = 1e-9
-NULL_STUDY = "python -m numarep.sweep study=nulls out={out}"
+NULL_STUDY = "python -m numarep.sweep study=null_tests out={out}"
 _CYCLES = ("cr3_write_cycles", "invlpg_cycles", "stlb_cycles")
 
 

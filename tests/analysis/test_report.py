@@ -80,7 +80,7 @@ def test_missing_studies_are_named_with_their_commands(tmp_path: Path) -> None:
     path = few(tmp_path / "few")
     assert report.main([str(path)]) == 0
     text = (path / "report" / "summary.md").read_text()
-    for study in ("layouts", "ablation", "break_even", "sensitivity", "nulls"):
+    for study in ("layout_noise", "ablation", "break_even", "sensitivity", "null_tests"):
         assert f"python -m numarep.sweep study={study} out={path}" in text
 
 

@@ -26,7 +26,7 @@ Snoops never touch recency. Source: Goodman and Hum, "MESIF: A Two-Hop Cache Coh
 (1, 0)
 """
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_apart, jit_within
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import FLAG_BITS, drop, find
 from numarep.memory.view import (
@@ -68,13 +68,13 @@ def _clean(view: View, cpu: int, cache: Cache, line: int) -> int:
     return 1
 
 
-@jit
+@jit_apart
 def clean_above(view: View, cpu: int, line: int) -> int:
     """Clear a line's DIRTY flags in L1D and L2 of a CPU, in place; return how many were set."""
     return _clean(view, cpu, view.l1d, line) + _clean(view, cpu, view.l2, line)
 
 
-@jit
+@jit_apart
 def drop_above(view: View, cpu: int, line: int) -> int:
     """Drop a line from L1I, L1D and L2 of a CPU, in place; return the number of copies."""
     copies = _drop(view, cpu, view.l1i, line) + _drop(view, cpu, view.l1d, line)
@@ -97,7 +97,7 @@ def _take(view: View, other: int, first: int, way: int, line: int) -> None:
     view.events[Event.REMOTE_INVALIDATIONS] += 1
 
 
-@jit
+@jit_within
 def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     """Serve an LLC miss; other sockets' caches are modified in place.
 
@@ -131,7 +131,7 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     return Service.REMOTE_LLC.value, view.cpu_node[forwarder], state
 
 
-@jit
+@jit_within
 def own(view: View, word: int, line: int) -> None:
     """Make the own LLC's entry at `word` exclusive before a store, in place."""
     if not view.words[word] & (SHARED | FORWARD):

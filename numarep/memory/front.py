@@ -18,7 +18,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_apart, jit_within
 from numarep.memory.batch import BATCH, KIND_BITS, Batch, Stream, operation
 from numarep.memory.kinds import Kind
 from numarep.memory.tlb import (
@@ -101,7 +101,7 @@ def ways_of(place: int) -> int:
     return place & ((1 << WAYS_BITS) - 1)
 
 
-@jit
+@jit_within
 def _is_near(
     words: NDArray[np.int64], base: int, pages: NDArray[np.int64], page: int, kind: int
 ) -> bool:

@@ -25,7 +25,7 @@ of one core are not kept coherent (self-modifying code), uncached memory.
 (True, False, [0, 1])
 """
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_apart, jit_within
 from numarep.memory.ahead import recall
 from numarep.memory.coherence import clean_above, drop_above, own, request
 from numarep.memory.counts import Event, Service
@@ -56,14 +56,14 @@ def mark_dirty(view: View, cache: Cache, line: int) -> bool:
     return True
 
 
-@jit
+@jit_within
 def make_exclusive(view: View, line: int, llc: int) -> None:
     """Make a line this socket holds, in the LLC row at `llc`, exclusive to it; in place."""
     if len(view.cpu_node) > 1:
         own(view, llc + find(view.words, llc, view.llc.ways, line), line)
 
 
-@jit
+@jit_within
 def write_down(view: View, victim: int) -> None:
     """Put what L1D evicted where it belongs: dirty data into L2 or the LLC, in place."""
     if victim != EMPTY and victim & DIRTY:
@@ -72,7 +72,7 @@ def write_down(view: View, victim: int) -> None:
             mark_dirty(view, view.llc, evicted)
 
 
-@jit
+@jit_within
 def expect(view: View, line: int) -> int:
     """Have the host fetch the rows of L2 and the LLC where a line belongs; return the latter."""
     prefetch(view.words, row_of(view, view.cpu, view.l2, line))
@@ -85,7 +85,7 @@ def expect(view: View, line: int) -> int:
     return first
 
 
-@jit
+@jit_within
 def access_l2(view: View, line: int, write: bool, llc: int) -> tuple[int, int]:
     """Read a line, for a write or not, that L1 lacks; all but L1 is modified in place.
 
@@ -104,7 +104,7 @@ def access_l2(view: View, line: int, write: bool, llc: int) -> tuple[int, int]:
     return _fill_l2(view, line, write, first, llc)
 
 
-@jit
+@jit_within
 def _fill_l2(view: View, line: int, write: bool, first: int, llc: int) -> tuple[int, int]:
     """Bring a line from beyond into its row of L2 at `first`, in place."""
     service, node = _access_llc(view, line, write, llc)
@@ -125,7 +125,7 @@ def prefetch_l2(view: View, line: int) -> None:
         _fill_l2(view, line, False, first, row_of(view, view.cpu, view.llc, line))
 
 
-@jit
+@jit_within
 def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, int]:
     """Look up the LLC, in its row at `first`, for L2, filling it on a miss."""
     way = find(view.words, first, view.llc.ways, line)
@@ -139,7 +139,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
     return service, node
 
 
-@jit
+@jit_within
 def _evict(view: View, victim: int) -> None:
     """Drop an evicted LLC entry from the levels above, writing dirty data back; in place."""
     line = victim >> FLAG_BITS

@@ -18,7 +18,7 @@ stream prefetcher, and prefetches dropped because the memory is busy.
 [1, -1]
 """
 
-from numarep.jit import jit
+from numarep.jit import jit, jit_within
 from numarep.memory.counts import Service
 from numarep.memory.hierarchy import prefetch_l2
 from numarep.memory.kinds import Kind
@@ -40,7 +40,7 @@ def pair_of(line: int) -> int:
     return line ^ 1
 
 
-@jit
+@jit_within
 def prefetch_after(view: View, line: int, kind: int, service: int) -> None:
     """Prefetch what an access that L1 missed gives rise to, in place."""
     if view.prefetch & ADJACENT and service > Service.L2:

@@ -11,7 +11,7 @@ follows from the instructions passed since the one before (see `interval`).
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_apart, jit_within
 from numarep.memory.batch import KIND_BITS, KIND_MASK, NODE_BITS, Batch
 from numarep.memory.counts import Access, Overlap, Service
 from numarep.memory.front import PAGE_BITS, Of
@@ -43,7 +43,7 @@ def _place(nodes: int, by: int, overlap: int) -> int:
     return ((by >> NODE_BITS) * nodes + (by & NODE_MASK)) * OVERLAPS + overlap
 
 
-@jit
+@jit_within
 def _count_walk(
     served: NDArray[np.int64],
     nodes: int,
@@ -61,7 +61,7 @@ def _count_walk(
         served[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
 
 
-@jit
+@jit_within
 def _is_long(batch: Batch, first: int, last: int, kind: int) -> bool:
     """Tell whether any part of a chain was served beyond L2, a store's own access set aside."""
     beyond = (Service.L2 + 1) << NODE_BITS

@@ -1,10 +1,11 @@
 """The first stage of a batch: run-length filter, first-level TLBs, the operations to come.
 
 A record of the same kind, page and line as the one before it adds to that one's accesses and does
-no more: it finds its line and page the last used of their rows, hits, and changes nothing. The
-records left are looked up in the ITLB or DTLB; whether a page is there depends on the pages alone,
-not on what caches hold, so it may be done for all of them before any line is accessed. Every
-access is counted as an L1 hit here; `tally` puts right those that weren't.
+no more: it finds its line and page the last used of their rows, hits, and changes nothing. (With a
+prefetcher nothing is merged, as what it brings may drive that line out.) The records left are
+looked up in the ITLB or DTLB; whether a page is there depends on the pages alone, not on what
+caches hold, so it may be done for all of them before any line is accessed. Every access is counted
+as an L1 hit here; `tally` puts right those that weren't.
 
 >>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(6)])
 >>> none = np.array([0])
@@ -139,6 +140,8 @@ def take(
     """
     base, regions = view.cpu * view.stride, len(hits) // (Kind.STORE + 1)
     size, missed, instructions, last_what, last_line = 0, 0, 0, NONE, NONE
+    # A prefetch may evict the very line that caused it from an LLC of few ways.
+    may_lose = view.prefetch != 0
     record = start
     while record < stop:
         kind = int(stream.kind[at(record)])
@@ -147,7 +150,7 @@ def take(
         row, line = int(stream.page[at(record)]), int(stream.line[at(record)])
         repeats = int(stream.repeats[at(record)])
         what, page = row << KIND_BITS | kind, row << PAGE_BITS
-        if what != last_what or line != last_line:
+        if what != last_what or line != last_line or may_lose:
             if size == BATCH:
                 break
             last_what, last_line = what, line

@@ -14,7 +14,7 @@ The base is the instructions at `base_ipc`, CR3 writes, INVLPG, and STLB hits of
 (`math.fsum`), so they have the same bytes in any order and on any host.
 
 Assumed: a TLB flush costs as much as a CR3 write (both are serialising control register writes);
-an ownership upgrade costs nothing (the store buffer hides it), nor does a writeback.
+an ownership upgrade costs nothing (the store buffer hides it), nor does a writeback or a prefetch.
 
 >>> Price(1.0, 3.0, 1.0).time_serial_ns
 3.0

@@ -1,0 +1,62 @@
+"""What a run is: frozen, checked descriptions, parsed from plain mappings.
+
+Shapes and checks live here, values live in conf/. `parse` turns a mapping (from YAML, Hydra or
+JSON) into one of these dataclasses and refuses anything else with a `SpecError` that names the
+offending path, what was expected and, for a misspelt name, the nearest valid one.
+
+>>> parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i").sets
+64
+>>> parse(CacheSpec, {"size_bytes": 32768, "wys": 8}, "l1i")
+Traceback (most recent call last):
+    ...
+numarep.spec.base.SpecError: l1i.wys: no such key; did you mean 'ways'? (valid: size_bytes, ways)
+"""
+
+from numarep.spec.base import Spec, SpecError
+from numarep.spec.machine import (
+    MOST_WAYS,
+    CacheSpec,
+    CoreSpec,
+    LatencySpec,
+    MachineSpec,
+    PrefetchSpec,
+    PscSpec,
+    TlbSpec,
+    TlbsSpec,
+)
+from numarep.spec.parsing import as_mapping, nearest, parse
+from numarep.spec.run import (
+    ChaseSpec,
+    DisturbanceSpec,
+    InstructionSpec,
+    KernelSpec,
+    Operation,
+    ReplicationSpec,
+    RunSpec,
+    WorkloadSpec,
+)
+
+__all__ = [
+    "MOST_WAYS",
+    "CacheSpec",
+    "ChaseSpec",
+    "CoreSpec",
+    "DisturbanceSpec",
+    "InstructionSpec",
+    "KernelSpec",
+    "LatencySpec",
+    "MachineSpec",
+    "Operation",
+    "PrefetchSpec",
+    "PscSpec",
+    "ReplicationSpec",
+    "RunSpec",
+    "Spec",
+    "SpecError",
+    "TlbSpec",
+    "TlbsSpec",
+    "WorkloadSpec",
+    "as_mapping",
+    "nearest",
+    "parse",
+]

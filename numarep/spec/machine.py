@@ -1,0 +1,195 @@
+"""The machine: caches, TLBs, core and latencies, and what makes them impossible.
+
+>>> TlbSpec(entries=64, ways=4).sets
+16
+"""
+
+import dataclasses
+
+from numarep.spec.base import Spec, require, require_positive
+from numarep.units import LINE_BYTES
+
+MOST_WAYS = 32  # the core compares all ways of a row at once (see memory.recency)
+
+
+def _require_few_ways(ways: int) -> None:
+    require(ways <= MOST_WAYS, f"ways: expected at most {MOST_WAYS}, got {ways}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSpec(Spec):
+    """A set-associative cache of 64-byte lines; the row is `line % sets`."""
+
+    size_bytes: int
+    ways: int
+
+    def __post_init__(self) -> None:
+        """Refuse a geometry that can't exist."""
+        require_positive(self, "size_bytes", "ways")
+        _require_few_ways(self.ways)
+        require(
+            self.size_bytes % (self.ways * LINE_BYTES) == 0,
+            f"size_bytes: {self.size_bytes} is not a whole number of sets of {self.ways} ways "
+            f"of {LINE_BYTES} bytes",
+        )
+
+    @property
+    def sets(self) -> int:
+        """Number of sets (need not be a power of two)."""
+        return self.size_bytes // (self.ways * LINE_BYTES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TlbSpec(Spec):
+    """A TLB or paging-structure cache; fully associative when `ways == entries`."""
+
+    entries: int
+    ways: int
+
+    def __post_init__(self) -> None:
+        """Refuse a geometry that can't exist."""
+        require_positive(self, "entries", "ways")
+        _require_few_ways(self.ways)
+        require(
+            self.entries % self.ways == 0,
+            f"entries: {self.entries} is not a multiple of ways ({self.ways})",
+        )
+
+    @property
+    def sets(self) -> int:
+        """Number of sets."""
+        return self.entries // self.ways
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TlbsSpec(Spec):
+    """First-level TLBs by page size, and the second-level TLB shared by 4K and 2M pages."""
+
+    itlb_4k: TlbSpec
+    itlb_2m: TlbSpec
+    dtlb_4k: TlbSpec
+    dtlb_2m: TlbSpec
+    dtlb_1g: TlbSpec
+    stlb: TlbSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PscSpec(Spec):
+    """Paging-structure caches: non-leaf PGD, PUD and PMD entries (PML4E, PDPTE, PDE caches)."""
+
+    pgd: TlbSpec
+    pud: TlbSpec
+    pmd: TlbSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreSpec(Spec):
+    """What the interval analysis needs to know of the core's pipeline."""
+
+    ghz: float
+    base_ipc: float  # instructions a cycle when every access hits L1 and its TLB
+    reorder_window: int  # instructions under which later misses overlap a leading one
+
+    def __post_init__(self) -> None:
+        """Refuse a core that can't run."""
+        require_positive(self, "ghz", "base_ipc", "reorder_window")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefetchSpec(Spec):
+    """Which hardware prefetchers into L2 are modelled (see memory.prefetch)."""
+
+    next_line_fetch: bool  # the line after one that L1I missed
+    adjacent_line: bool  # the other half of the 128-byte pair, on an L2 miss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatencySpec(Spec):
+    """Idle load-to-use latencies; only pricing reads them, counting never does.
+
+    `dram_ns[c][m]` is a read by a CPU of node c from memory of node m; `remote_llc_ns[c][d]` a
+    clean line forwarded to node c by the LLC of node d (the diagonal is not used).
+    """
+
+    l1_cycles: float
+    l2_cycles: float
+    stlb_cycles: float
+    llc_ns: float
+    remote_llc_ns: tuple[tuple[float, ...], ...]
+    dram_ns: tuple[tuple[float, ...], ...]
+    cr3_write_cycles: float
+    invlpg_cycles: float
+
+    def __post_init__(self) -> None:
+        """Refuse latencies out of order and matrices that are not square."""
+        require_positive(self, "l1_cycles", "l2_cycles", "stlb_cycles", "llc_ns")
+        require(
+            self.cr3_write_cycles >= 0 and self.invlpg_cycles >= 0,
+            "cr3_write_cycles, invlpg_cycles: expected zero or more",
+        )
+        require(
+            self.l1_cycles <= self.l2_cycles,
+            f"l2_cycles: {self.l2_cycles} is below l1_cycles ({self.l1_cycles})",
+        )
+        nodes = len(self.dram_ns)
+        for name in ("dram_ns", "remote_llc_ns"):
+            matrix = getattr(self, name)
+            require(
+                len(matrix) == nodes > 0 and all(len(row) == nodes for row in matrix),
+                f"{name}: expected a square matrix of {nodes} x {nodes} nodes",
+            )
+            require(
+                all(value > 0 for row in matrix for value in row),
+                f"{name}: expected positive latencies",
+            )
+        for node, row in enumerate(self.remote_llc_ns):
+            near = min((ns for other, ns in enumerate(row) if other != node), default=self.llc_ns)
+            require(
+                near >= self.llc_ns,
+                f"remote_llc_ns[{node}]: a remote LLC ({near} ns) is nearer than the local one "
+                f"({self.llc_ns} ns)",
+            )
+        for node, row in enumerate(self.dram_ns):
+            require(
+                row[node] == min(row),
+                f"dram_ns[{node}]: remote memory ({min(row)} ns) is nearer than local "
+                f"({row[node]} ns)",
+            )
+            require(
+                row[node] >= self.llc_ns,
+                f"dram_ns[{node}]: local memory ({row[node]} ns) is nearer than the LLC "
+                f"({self.llc_ns} ns)",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineSpec(Spec):
+    """A multi-socket machine: one NUMA node and one inclusive LLC a socket (first version)."""
+
+    name: str
+    l1i: CacheSpec
+    l1d: CacheSpec
+    l2: CacheSpec
+    llc: CacheSpec
+    tlbs: TlbsSpec
+    psc: PscSpec
+    core: CoreSpec
+    latency: LatencySpec
+    prefetch: PrefetchSpec = PrefetchSpec(next_line_fetch=False, adjacent_line=False)
+    pcid: bool = False  # a CR3 write drops nothing: entries are tagged by root
+
+    def __post_init__(self) -> None:
+        """Refuse a hierarchy that doesn't grow outwards."""
+        require(
+            self.llc.size_bytes >= self.l2.size_bytes,
+            "llc.size_bytes: an inclusive LLC can't be smaller than L2",
+        )
+        require(
+            self.latency.llc_ns * self.core.ghz >= self.latency.l2_cycles,
+            "latency.llc_ns: the LLC is nearer than L2",
+        )
+
+    @property
+    def nodes(self) -> int:
+        """Number of NUMA nodes."""
+        return len(self.latency.dram_ns)

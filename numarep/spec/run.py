@@ -1,0 +1,185 @@
+"""A run and its parts beside the machine: kernel, workload, replication.
+
+>>> WorkloadSpec(kind="captured", name="fork", trace="fork", iterations=0)
+Traceback (most recent call last):
+    ...
+numarep.spec.base.SpecError: iterations: expected a positive number, got 0
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from numarep.spec.base import Spec, require, require_positive
+from numarep.spec.machine import MachineSpec
+from numarep.units import LINE_BYTES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelSpec(Spec):
+    """Which captured kernel: a bundled dataset's name or a folder, and its KPTI state."""
+
+    name: str
+    dataset: str
+    pti: bool
+    # aligned: text and rodata in whole 2 MiB leaves (R6); permuted: re-linked on top of that
+    layout: Literal["captured", "aligned", "permuted"]
+    layout_seed: int  # of the permutation
+
+
+Operation = Literal["patch", "module", "slots", "visitor", "threads", "fork_tree"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DisturbanceSpec(Spec):
+    """An operation done so many times in every captured iteration; see replication.scenarios."""
+
+    operation: Operation
+    per_iteration: int
+
+    def __post_init__(self) -> None:
+        """Refuse a disturbance that is none."""
+        require_positive(self, "per_iteration")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkloadSpec(Spec):
+    """One captured window; loops are tiled to `iterations`, single calls have one."""
+
+    kind: Literal["captured"]
+    name: str
+    trace: str
+    iterations: int
+    disturbance: DisturbanceSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an empty loop."""
+        require_positive(self, "iterations")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChaseSpec(Spec):
+    """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around."""
+
+    kind: Literal["chase"]
+    name: str
+    footprint_bytes: int
+    page: Literal["4K", "2M", "1G"]
+    home_node: int  # where the buffer lies
+
+    def __post_init__(self) -> None:
+        """Refuse a buffer that can't be."""
+        whole = self.footprint_bytes > 0 and self.footprint_bytes % LINE_BYTES == 0
+        require(whole, f"footprint_bytes: expected whole {LINE_BYTES}-byte lines")
+        require(self.home_node >= 0, f"home_node: expected zero or more, got {self.home_node}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructionSpec(Spec):
+    """Instructions that replication adds to the kernel's operations, beside their accesses."""
+
+    fork: int  # a further PGD allocated (pgd_alloc)
+    exit: int  # a further PGD freed (pgd_free)
+    slot_fill: int  # a user PGD slot written to the first further PGD (__pud_alloc, __p4d_alloc)
+    slot_fill_further: int  # to every PGD after that
+    slot_clear: int  # the same when it is torn down (___pud_free_tlb, ___p4d_free_tlb)
+    slot_clear_further: int
+    poke: int  # live-patched text written to the first further replica (__text_poke)
+    poke_further: int  # to every replica after that
+    area_page: int  # a page of a replicated area copied to a further node
+    entry: int  # a leaf entry mapped, unmapped or protected in a further node's table
+    switch: int  # a context switch selects its node's PGD (switch_mm_irqs_off)
+
+    def __post_init__(self) -> None:
+        """Refuse negative work."""
+        for name, value in vars(self).items():
+            require(value >= 0, f"{name}: expected zero or more, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplicationSpec(Spec):
+    """What every memory node gets its own copy of, when, and whether that is charged.
+
+    pgds: who has a PGD on which node. eager, every process on every memory node; lazy, where it
+    has run; lazy_shrink, where it runs; single_node, one, of its node's replicas while it runs on
+    one node and of the master's else; retarget, one, with private PUD and PMD pages whose text and
+    rodata entries are rewritten when it changes nodes.
+    area_ptes: tables of areas mapped in the window after boot. shared by all nodes until an area
+    is replicated; a node's own, taken from the loading CPU's node (loader) or its own (target).
+    """
+
+    name: str
+    master_node: int  # holds the image (R3), also where nothing is replicated
+    aligned: bool  # needs a kernel whose text and rodata are whole 2 MiB leaves (R6)
+    tables: bool  # init PGDs, and the window's P4D, PUD and PMD pages (R10)
+    text: bool
+    rodata: bool
+    modules: bool  # text and rodata of modules, 4 KiB leaves (R30)
+    bpf: bool  # BPF images (R32)
+    pgds: Literal["eager", "lazy", "lazy_shrink", "single_node", "retarget"]
+    area_ptes: Literal["shared", "loader", "target"]  # R26, R29
+    clone_ptes: bool  # arm64: PTE pages of the window are a node's own, too (R12)
+    user_tables: bool  # Mitosis: every user page table on every node, too
+    costs: Literal["charged", "waived"]  # waived is for the null tests only
+    instructions: InstructionSpec
+
+    def __post_init__(self) -> None:
+        """Refuse copies no table could map."""
+        copies = ("text", "rodata", "modules", "bpf", "clone_ptes")
+        wanted = [name for name in copies if getattr(self, name)]
+        require(
+            self.tables or not wanted,
+            f"tables: expected true, because {', '.join(wanted)} needs per-node tables",
+        )
+        require(
+            self.aligned or not (self.text or self.rodata),
+            "aligned: expected true, because a replicated unit is a 2 MiB leaf (R6)",
+        )
+        require(
+            not self.user_tables or (self.tables and self.pgds == "eager"),
+            "user_tables: expected tables true and pgds 'eager', because every node's PGD leads to "
+            "its own tables",
+        )
+        own_ptes = self.modules or self.bpf or self.clone_ptes or self.area_ptes != "shared"
+        require(
+            self.pgds != "retarget" or not own_ptes,
+            "pgds: retarget switches PMD entries only; expected no modules, bpf or clone_ptes, "
+            "and area_ptes 'shared'",
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is replicated at all."""
+        return self.tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec(Spec):
+    """One point of a study, complete: the same spec always gives the same result."""
+
+    machine: MachineSpec
+    kernel: KernelSpec
+    workload: Annotated[WorkloadSpec | ChaseSpec, Field(discriminator="kind")]
+    replication: ReplicationSpec
+    cache_state: Literal["hot", "cold"]
+    home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
+    cpu_node: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a CPU on a node the machine doesn't have."""
+        require(
+            0 <= self.cpu_node < self.machine.nodes,
+            f"cpu_node: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, "
+            f"got {self.cpu_node}",
+        )
+        require(
+            0 <= self.replication.master_node < self.machine.nodes,
+            f"replication.master_node: expected 0 to {self.machine.nodes - 1} on "
+            f"{self.machine.name}, got {self.replication.master_node}",
+        )
+        require(
+            not self.replication.aligned or self.kernel.layout != "captured",
+            "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
+        )

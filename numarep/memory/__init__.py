@@ -1,8 +1,8 @@
 """The latency core: which level of the hierarchy serves each access of a reference stream.
 
-`system` is the way in, `loop` the stages a batch of records goes through: `front` (first-level
-TLBs), `translate` (STLB, `walk`), `ahead` (L1), `hierarchy` with `prefetch` (L2 and the LLC) and
-`coherence` (between sockets), `tally` with `interval` (what overlaps). Below them `tlb`, `recency`
-(LRU by order) and `vector` (rows eight words at a time); `view` says where everything lies,
-`batch` what the stages hand each other, `counts` what comes out.
+`system` is the way in and `checked` what may pass, `loop` the stages a batch of records goes
+through: `front` (first-level TLBs), `translate` (STLB, `walk`), `ahead` (L1), `hierarchy` with
+`prefetch` (L2 and the LLC) and `coherence` (between sockets), `tally` with `interval` (what
+overlaps). Below them `tlb`, `recency` (LRU by order) and `vector` (rows eight words at a time);
+`view` says where everything lies, `batch` what the stages hand each other, `counts` what comes out.
 """

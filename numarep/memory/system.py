@@ -35,12 +35,18 @@ Left out in this version: more than one modelled CPU a node, non-inclusive LLCs.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numarep.memory.batch import BATCH, Batch, Stream, new_batch
+from numarep.memory.checked import (
+    axes,
+    check_cpus,
+    checked_ends,
+    frozen_stream,
+    frozen_translations,
+)
 from numarep.memory.counts import Access, Counts, Event, Overlap, Service, new_counts
 from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
@@ -50,8 +56,8 @@ from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import LANES
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
-from numarep.spec import MachineSpec, SpecError
-from numarep.units import MAX_LEVELS, PUD
+from numarep.spec import MachineSpec
+from numarep.units import MAX_LEVELS
 
 WORDS_A_RECORD = 16  # of state copied and compared in the time one record is simulated in
 
@@ -119,18 +125,12 @@ def new_system(
     SpecError
         If the machine has no such node, two CPUs share one, or the node ends don't fit.
     """
-    ends = np.ascontiguousarray(node_end_pfn, np.int64)
-    if not cpu_nodes or not all(0 <= node < machine.nodes for node in cpu_nodes):
-        raise SpecError(f"cpu_nodes: expected nodes 0 to {machine.nodes - 1}, got {cpu_nodes}")
-    if len(set(cpu_nodes)) < len(cpu_nodes):
-        raise SpecError(f"cpu_nodes: expected at most one modelled CPU a node, got {cpu_nodes}")
-    if ends.shape != (machine.nodes,) or (np.diff(ends) < 0).any():
-        raise SpecError(f"node_end_pfn: expected {machine.nodes} rising ends, got {ends.tolist()}")
+    check_cpus(machine, cpu_nodes)
     caches, tlbs, stride = _layout(machine)
     return System(
         machine=machine,
         cpu_node=np.array(cpu_nodes, np.int64),
-        node_end_pfn=ends,
+        node_end_pfn=checked_ends(machine, node_end_pfn),
         words=_aligned(len(cpu_nodes) * stride),
         window_left=np.zeros(len(cpu_nodes), np.int64),
         stride=stride,
@@ -154,52 +154,6 @@ def flush(system: System) -> None:
     """Empty every cache, TLB and PSC of all sockets and close all windows, in place."""
     system.words.fill(EMPTY)
     system.window_left.fill(0)
-
-
-def _frozen(array: NDArray[Any], dtype: type) -> NDArray[Any]:
-    """Return a contiguous read-only view: one type of array, so one compiled version."""
-    view: NDArray[Any] = np.ascontiguousarray(array, dtype).view()
-    view.flags.writeable = False
-    return view
-
-
-def _axes(counts: Counts) -> tuple[int, int]:
-    """Return the numbers of nodes and regions counted."""
-    return counts.served.shape[4], counts.served.shape[2]
-
-
-def _frozen_stream(stream: Stream) -> Stream:
-    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers."""
-    return Stream(
-        kind=_frozen(stream.kind, np.uint8).view(np.int8),
-        page=_frozen(stream.page, np.int32),
-        line=_frozen(stream.line, np.uint8).view(np.int8),
-        repeats=_frozen(stream.repeats, np.int32),
-    )
-
-
-def _frozen_translations(
-    system: System, translations: Translations, counts: Counts
-) -> Translations:
-    """Freeze translations, refusing frames and regions compiled code couldn't index by."""
-    frozen = Translations(*(_frozen(array, np.int64) for array in translations))
-    pages = len(frozen.vpn)
-    if frozen.table.shape != (pages, MAX_LEVELS):
-        raise ValueError(f"table: expected shape ({pages}, {MAX_LEVELS}), got {frozen.table.shape}")
-    if ((frozen.leaf < 0) | (frozen.leaf > PUD)).any():
-        raise ValueError(f"leaf: expected 0 to {PUD}")
-    if (frozen.pfn[frozen.leaf > 0] < 0).any():
-        raise ValueError("pfn: expected a frame for every translation")
-    end = int(system.node_end_pfn[-1])
-    last = max(int(frozen.pfn.max(initial=0)), int(frozen.table.max(initial=0)))
-    if last >= end:
-        raise ValueError(f"translations: frame {last} is beyond the last node's end ({end})")
-    nodes, regions = _axes(counts)
-    if nodes != system.machine.nodes:
-        raise ValueError(f"counts: expected {system.machine.nodes} nodes, got {nodes}")
-    if pages and not 0 <= int(frozen.region.min()) <= int(frozen.region.max()) < regions:
-        raise ValueError(f"region: expected 0 to {regions - 1}")
-    return frozen
 
 
 def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
@@ -232,7 +186,7 @@ def _run(
     """Run frozen arrays."""
     l1i, l1d, l2, llc = system.caches
     block = cpu * system.stride
-    hits = np.zeros((Kind.STORE + 1, _axes(counts)[1]), np.int64)
+    hits = np.zeros((Kind.STORE + 1, axes(counts)[1]), np.int64)
     view = View(
         words=system.words,
         events=counts.events,
@@ -265,7 +219,7 @@ def _run(
         hits.reshape(-1),
         counts.served.reshape(-1),
         counts.events,
-        _axes(counts)[0],
+        axes(counts)[0],
     )
     _settle(counts, hits, view.node)
 
@@ -306,8 +260,8 @@ def run(
         raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
     if not 0 <= start <= stop <= len(stream.kind):
         raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
-    frozen = _frozen_translations(system, translations, counts)
-    _run(system, cpu, _frozen_stream(stream), frozen, start, stop, counts)
+    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
+    _run(system, cpu, frozen_stream(stream), frozen, start, stop, counts)
 
 
 def repeat(
@@ -337,18 +291,18 @@ def repeat(
     int
         Number of passes simulated.
     """
-    frozen_stream = _frozen_stream(stream)
-    frozen = _frozen_translations(system, translations, counts)
+    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
+    stream = frozen_stream(stream)
     is_long = len(stream.kind) * WORDS_A_RECORD > len(system.words)
-    one = new_counts(*_axes(counts))
-    last = new_counts(*_axes(counts))
+    one = new_counts(*axes(counts))
+    last = new_counts(*axes(counts))
     for done in range(1, times + 1):
         is_alike = done > 2 and all(map(np.array_equal, one, last))
         before = (system.words.copy(), system.window_left.copy()) if is_long or is_alike else None
         one, last = last, one
         for array in one:
             array.fill(0)
-        _run(system, cpu, frozen_stream, frozen, 0, len(stream.kind), one)
+        _run(system, cpu, stream, frozen, 0, len(stream.kind), one)
         _add(counts, one, 1)
         after = (system.words, system.window_left)
         if before is not None and all(map(np.array_equal, before, after)):

@@ -1,0 +1,102 @@
+"""What compiled code is given: checked once, then frozen.
+
+Compiled code checks no bounds, so what it indexes by is refused here if it doesn't fit. Frozen
+arrays are contiguous and read-only: one type of array, so one compiled version.
+
+>>> frozen(np.arange(3), np.int64).flags.writeable
+False
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.memory.batch import Stream
+from numarep.memory.counts import Counts
+from numarep.memory.loop import Translations
+from numarep.spec import MachineSpec, SpecError
+from numarep.units import MAX_LEVELS, PUD
+
+
+def check_cpus(machine: MachineSpec, cpu_nodes: tuple[int, ...]) -> None:
+    """Refuse CPUs on nodes the machine doesn't have.
+
+    Raises
+    ------
+    SpecError
+        If there is no CPU, the machine has no such node, or two CPUs share one.
+    """
+    if not cpu_nodes or not all(0 <= node < machine.nodes for node in cpu_nodes):
+        raise SpecError(f"cpu_nodes: expected nodes 0 to {machine.nodes - 1}, got {cpu_nodes}")
+    if len(set(cpu_nodes)) < len(cpu_nodes):
+        raise SpecError(f"cpu_nodes: expected at most one modelled CPU a node, got {cpu_nodes}")
+
+
+def checked_ends(machine: MachineSpec, node_end_pfn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the nodes' ends, contiguous.
+
+    Raises
+    ------
+    SpecError
+        If they aren't one rising end for each node.
+    """
+    ends = np.ascontiguousarray(node_end_pfn, np.int64)
+    if ends.shape != (machine.nodes,) or (np.diff(ends) < 0).any():
+        raise SpecError(f"node_end_pfn: expected {machine.nodes} rising ends, got {ends.tolist()}")
+    return ends
+
+
+def frozen(array: NDArray[Any], dtype: type) -> NDArray[Any]:
+    """Return a contiguous read-only view."""
+    view: NDArray[Any] = np.ascontiguousarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def axes(counts: Counts) -> tuple[int, int]:
+    """Return the numbers of nodes and regions counted."""
+    return counts.served.shape[4], counts.served.shape[2]
+
+
+def frozen_stream(stream: Stream) -> Stream:
+    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers."""
+    return Stream(
+        kind=frozen(stream.kind, np.uint8).view(np.int8),
+        page=frozen(stream.page, np.int32),
+        line=frozen(stream.line, np.uint8).view(np.int8),
+        repeats=frozen(stream.repeats, np.int32),
+    )
+
+
+def frozen_translations(
+    machine: MachineSpec,
+    node_end_pfn: NDArray[np.int64],
+    translations: Translations,
+    counts: Counts,
+) -> Translations:
+    """Freeze translations.
+
+    Raises
+    ------
+    ValueError
+        If a frame lies beyond the last node, or nodes or regions don't fit the counts.
+    """
+    made = Translations(*(frozen(array, np.int64) for array in translations))
+    pages = len(made.vpn)
+    if made.table.shape != (pages, MAX_LEVELS):
+        raise ValueError(f"table: expected shape ({pages}, {MAX_LEVELS}), got {made.table.shape}")
+    if ((made.leaf < 0) | (made.leaf > PUD)).any():
+        raise ValueError(f"leaf: expected 0 to {PUD}")
+    if (made.pfn[made.leaf > 0] < 0).any():
+        raise ValueError("pfn: expected a frame for every translation")
+    end = int(node_end_pfn[-1])
+    last = max(int(made.pfn.max(initial=0)), int(made.table.max(initial=0)))
+    if last >= end:
+        raise ValueError(f"translations: frame {last} is beyond the last node's end ({end})")
+    nodes, regions = axes(counts)
+    if nodes != machine.nodes:
+        raise ValueError(f"counts: expected {machine.nodes} nodes, got {nodes}")
+    if pages and not 0 <= int(made.region.min()) <= int(made.region.max()) < regions:
+        raise ValueError(f"region: expected 0 to {regions - 1}")
+    return made

@@ -17,11 +17,11 @@ from analysis.cases import cases
 from analysis.section import Evidence
 from numarep.results import (
     COUNTS,
-    COUNTS_FILE,
     MANIFEST,
     RUNS,
     RUNS_FILE,
     ResultsError,
+    file_of,
     scan_counts,
     scan_runs,
 )
@@ -98,7 +98,7 @@ def _runs(path: Path, notes: list[str]) -> pl.LazyFrame | None:
 def _counts(path: Path, notes: list[str]) -> pl.LazyFrame:
     try:
         counts = scan_counts(path)
-        notes += _lacking(path / COUNTS_FILE, COUNTS.names)
+        notes += _lacking(path / file_of("counts"), COUNTS.names)
         return counts
     except ResultsError as error:
         notes.append(f"{error}; where the time goes is unknown")

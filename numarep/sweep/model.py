@@ -57,6 +57,8 @@ def _priced(outcome: Outcome, spec: RunSpec) -> RunResult:
         table_pages_per_node=outcome.table_pages_per_node,
         events={event.name.lower(): int(outcome.counts.events[event]) for event in Event},
         counts=count_rows(outcome.counts, stall),
+        functions=[],
+        memory=[{**row._asdict(), "bytes": row.bytes} for row in outcome.memory],
     )
 
 

@@ -97,7 +97,13 @@ def row(**changes: Any) -> dict[str, Any]:
         **{key: point[key] for key in ("seed", "machine", "layout")},
     }
     if point["error"]:
-        return known | {"status": "failed", "error": point["error"], "counts": []}
+        return known | {
+            "status": "failed",
+            "error": point["error"],
+            "counts": [],
+            "functions": [],
+            "memory": [],
+        }
     return known | {"status": "ok", "master_node": MASTER} | _outcome(point)
 
 
@@ -159,6 +165,8 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
         "time_serial_ns": base + stall + hidden,
         "time_overlapped_ns": base + fetches,
         "counts": counts,
+        "functions": [],
+        "memory": [],
     }
 
 

@@ -72,4 +72,17 @@ def _result(spec: RunSpec) -> RunResult:
             }
             for access in ("load", "fetch")
         ],
+        functions=[
+            {
+                "function": function,
+                "access": "fetch",
+                "served_by": "dram",
+                "node": spec.cpu_node,
+                "leading": number,
+                "overlapped": 0,
+                "stall_ns": time_ns / 3,
+            }
+            for function in ("pgd_alloc", "copy_page")
+        ],
+        memory=[{"mechanism": "static", "node": 1, "pages": number, "bytes": 4096 * number}],
     )

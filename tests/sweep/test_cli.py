@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from numarep.results import SCHEMA_VERSION, scan_runs
+from numarep.results import MANIFEST, SCHEMA_VERSION, TABLES, file_of, scan_runs
 from numarep.sweep.grid import groups, studies
 
 # 24 runs; the double can hold `kill`, which comes in the middle.
@@ -245,10 +245,7 @@ class blocked_sweep:  # noqa: N801 - a context manager
 
 
 def assert_same_bytes(one: Path, other: Path) -> None:
-    for name in ("runs.parquet", "counts.parquet"):
+    tables = [file_of(name) for name in TABLES]
+    for name in tables:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert sorted(path.name for path in one.iterdir()) == [
-        "counts.parquet",
-        "manifest.json",
-        "runs.parquet",
-    ]
+    assert sorted(path.name for path in one.iterdir()) == sorted([*tables, MANIFEST])

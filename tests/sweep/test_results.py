@@ -11,14 +11,18 @@ import pytest
 
 from numarep.results import (
     COUNTS,
+    DETAILS,
     RUNS,
     SCHEMA_VERSION,
     Results,
     ResultsError,
+    file_of,
     open_results,
     row,
     run_id,
     scan_counts,
+    scan_functions,
+    scan_memory,
     scan_runs,
     shard_table,
 )
@@ -65,7 +69,10 @@ def test_order_and_repeats_do_not_change_the_bytes(tmp_path: Path, shards: Shard
     assert not (tmp_path / "a" / "shards").exists()
 
 
-@pytest.mark.parametrize("files", [["counts.parquet"], ["counts.parquet", "runs.parquet"]])
+WRITTEN = [file_of(name) for name in (*DETAILS, "runs")]
+
+
+@pytest.mark.parametrize("files", [WRITTEN[: end + 1] for end in range(len(WRITTEN))])
 @pytest.mark.parametrize("deleted", [0, 3])
 def test_a_crash_between_any_two_steps_of_compaction_is_harmless(
     files: list[str], deleted: int, tmp_path: Path, shards: Shards
@@ -80,13 +87,14 @@ def test_a_crash_between_any_two_steps_of_compaction_is_harmless(
     open_results(done).compact()
     for name in files:
         shutil.copy(done / name, begun.path / name)
-    if len(files) == 2:  # shards are deleted last
+    if files == WRITTEN:  # shards are deleted last
         for shard in sorted((begun.path / "shards").iterdir())[:deleted]:
             shard.unlink()
     (begun.path / ".runs.parquet.1.tmp").write_bytes(b"half")
 
     assert scan_runs(begun.path).collect().equals(scan_runs(done).collect())
-    assert scan_counts(begun.path).collect().equals(scan_counts(done).collect())
+    for scan in (scan_counts, scan_functions, scan_memory):
+        assert scan(begun.path).collect().equals(scan(done).collect())
     again = open_results(begun.path)
     with again.lock():
         again.compact()

@@ -1,21 +1,20 @@
-"""Results of runs: schema, run ids, and a folder that survives crashes.
+"""A results folder that survives crashes.
 
-A results folder holds `runs.parquet` (one row a run), `counts.parquet` (one row a kind of access),
-`manifest.json` (what varies between two equal runs: times, versions, hosts), and, while a sweep is
-under way or after a crash, `shards/`. A shard is one finished batch: rows of `runs` with their
-counts nested, in one file, so that a run is there with its counts or not at all. Every file is
-written under a temporary name and renamed. Compaction writes `counts`, then `runs`, then deletes
-the shards; whatever is left by a crash in between is read again, each run once.
+It holds `runs.parquet` (one row a run), one file for each table of details (`counts.parquet`
+...), `manifest.json` (what varies between two equal runs: times, versions, hosts), and, while a
+sweep is under way or after a crash, `shards/`. A shard is one finished batch: rows of `runs` with
+their details nested, in one file, so that a run is there with its details or not at all. Every
+file is written under a temporary name and renamed. Compaction writes the details, then `runs`,
+then deletes the shards; whatever is left by a crash in between is read again, each run once.
 
-The bytes of the two tables depend on the runs in them only, never on order, executor or crashes.
+The bytes of the tables depend on the runs in them only, never on order, executor or crashes.
 
->>> SCHEMA_VERSION, RUNS.names[:3]
-(1, ['run_id', 'study', 'machine'])
+>>> file_of("counts")
+'counts.parquet'
 """
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,134 +29,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from numarep.memory.counts import Event
-from numarep.spec import RunSpec, as_mapping
-
-SCHEMA_VERSION = 1
-
-OK, FAILED = "ok", "failed"
-MANIFEST, RUNS_FILE, COUNTS_FILE, SHARDS = (
-    "manifest.json",
-    "runs.parquet",
-    "counts.parquet",
-    "shards",
+from numarep.results.schema import (
+    DETAILS,
+    FAILED,
+    KEYS,
+    OK,
+    RUNS,
+    SCHEMA_VERSION,
+    TABLES,
+    digest,
 )
+
+MANIFEST, SHARDS = "manifest.json", "shards"
 _VERSION_KEY = b"numarep.results.version"
 
-# Two of the events stand first, as what a run is most often divided by.
-EVENTS = [e.name.lower() for e in Event if e not in (Event.INSTRUCTIONS, Event.REFERENCES)]
-_per_node = pa.list_(pa.field("element", pa.int64()))
-RUNS = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("study", pa.string()),
-        ("machine", pa.string()),
-        ("kernel", pa.string()),
-        ("workload", pa.string()),
-        ("cache_state", pa.string()),
-        ("replication", pa.string()),
-        ("cpu_node", pa.int64()),
-        ("master_node", pa.int64()),
-        ("seed", pa.int64()),
-        ("status", pa.string()),  # ok | failed
-        ("error", pa.string()),  # one line; null unless failed
-        ("instructions", pa.int64()),
-        ("references", pa.int64()),
-        ("time_ns", pa.float64()),
-        ("time_serial_ns", pa.float64()),
-        ("time_overlapped_ns", pa.float64()),
-        ("replica_bytes_per_node", _per_node),
-        ("table_pages_per_node", _per_node),
-        ("home_llc", pa.string()),
-        ("layout", pa.string()),
-        *((name, pa.int64()) for name in EVENTS),
-        ("state_id", pa.string()),  # equal for runs that differ in pricing only
-        ("pair_id", pa.string()),  # equal for runs that differ in replication only
-        ("spec", pa.string()),  # the whole RunSpec as canonical JSON
-    ]
-)
-COUNTS = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("access", pa.string()),
-        ("region", pa.string()),
-        ("served_by", pa.string()),
-        ("node", pa.int64()),
-        ("level", pa.int64()),
-        ("leading", pa.int64()),
-        ("overlapped", pa.int64()),
-        ("stall_ns", pa.float64()),  # of the leading ones: their share of time_ns
-    ]
-)
-_COUNT = [field for field in COUNTS if field.name != "run_id"]
-SHARD = RUNS.append(pa.field("counts", pa.list_(pa.field("element", pa.struct(_COUNT)))))
+
+def file_of(table: str) -> str:
+    """Return the name of a table's file."""
+    return f"{table}.parquet"
+
+
+RUNS_FILE = file_of("runs")
 
 
 class ResultsError(ValueError):
     """A results folder that can't be used; the message names it and what is wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What one run yields: columns of `RUNS`, and rows of `COUNTS` without their run_id."""
-
-    master_node: int
-    time_ns: float
-    time_serial_ns: float
-    time_overlapped_ns: float
-    replica_bytes_per_node: tuple[int, ...]
-    table_pages_per_node: tuple[int, ...]
-    events: Mapping[str, int]  # instructions, references and EVENTS
-    counts: list[dict[str, Any]]
-
-
-def canonical(mapping: Mapping[str, Any]) -> str:
-    """Return a mapping as JSON that is equal for equal mappings.
-
-    >>> canonical({"b": 1, "a": [2.0]})
-    '{"a":[2.0],"b":1}'
-    """
-    return json.dumps(mapping, sort_keys=True, separators=(",", ":"))
-
-
-def digest(*parts: str) -> str:
-    """Return 80 bits of the SHA-256 of some strings, in hexadecimal."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-
-
-def run_id(spec: RunSpec, checksum: str, model_version: int) -> str:
-    """Identify a run by all it depends on: spec, dataset and model, never study or executor."""
-    return digest(canonical(as_mapping(spec)), checksum, str(model_version))
-
-
-def row(
-    identity: str, state: str, study: str, spec: RunSpec, outcome: RunResult | str
-) -> dict[str, Any]:
-    """Return one row of schema `SHARD`: of a finished run, or a failed one and its error."""
-    mapping = as_mapping(spec)
-    known: dict[str, Any] = {
-        "run_id": identity,
-        "study": study,
-        "machine": spec.machine.name,
-        "kernel": spec.kernel.name,
-        "workload": spec.workload.name,
-        "replication": spec.replication.name,
-        "layout": spec.kernel.layout,
-        **{name: mapping[name] for name in ("cache_state", "home_llc", "cpu_node", "seed")},
-        "state_id": state,
-        "spec": canonical(mapping),
-    }
-    del mapping["replication"]
-    known["pair_id"] = digest(canonical(mapping))
-    if isinstance(outcome, str):
-        return known | {"status": FAILED, "error": outcome, "counts": []}
-    values = {name: getattr(outcome, name) for name in RunResult.__dataclass_fields__}
-    return known | {"status": OK} | values | dict(values.pop("events"))
-
-
-def shard_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return rows of `row` as a table of schema `SHARD`."""
-    return pa.Table.from_pylist(rows, schema=SHARD)
 
 
 @dataclass(frozen=True)
@@ -202,12 +98,13 @@ class Results:
         _write(folder / f"{name}.parquet", shard)
 
     def compact(self) -> None:
-        """Fold all shards into the two tables; safe to kill at any point."""
+        """Fold all shards into the tables; safe to kill at any point."""
         self.__dict__.pop("shards", None)
         if not self.shards:
             return
-        runs, counts = _merge(self.path, self.shards)
-        _write(self.path / COUNTS_FILE, counts)
+        runs, details = _merge(self.path, self.shards)
+        for name, table in details.items():
+            _write(self.path / file_of(name), table)
         _write(self.path / RUNS_FILE, runs)
         self.discard(self.shards)
         (self.path / SHARDS).rmdir()
@@ -278,32 +175,37 @@ def scan_runs(path: str | Path) -> pl.LazyFrame:
     ResultsError
         If the folder is of another schema version or has no results.
     """
-    return _scan(Path(path), RUNS_FILE, RUNS)
+    return _scan(Path(path), "runs")
 
 
 def scan_counts(path: str | Path) -> pl.LazyFrame:
-    """Scan the counts of a results folder, schema `COUNTS`, also before compaction.
-
-    Raises
-    ------
-    ResultsError
-        If the folder is of another schema version or has no results.
-    """
-    return _scan(Path(path), COUNTS_FILE, COUNTS)
+    """Scan the counts of a results folder, schema `COUNTS`; raises as `scan_runs`."""
+    return _scan(Path(path), "counts")
 
 
-def _scan(path: Path, name: str, schema: pa.Schema) -> pl.LazyFrame:
+def scan_functions(path: str | Path) -> pl.LazyFrame:
+    """Scan the counts by kernel function, schema `FUNCTIONS`; raises as `scan_runs`."""
+    return _scan(Path(path), "functions")
+
+
+def scan_memory(path: str | Path) -> pl.LazyFrame:
+    """Scan the memory that replication holds, schema `MEMORY`; raises as `scan_runs`."""
+    return _scan(Path(path), "memory")
+
+
+def _scan(path: Path, name: str) -> pl.LazyFrame:
     if not path.is_dir():
         raise ResultsError(f"{path}: no results folder")
     _require_version(path)
     shards = [shard for shard in sorted((path / SHARDS).glob("*.parquet")) if _readable(shard)]
     if shards:
-        runs, counts = _merge(path, shards)
-        return pl.LazyFrame(pl.from_arrow(runs if schema is RUNS else counts))
-    if not (path / name).exists():
-        raise ResultsError(f"{path}: no {name}; did the sweep run?")
-    columns = pl.Schema(pl.DataFrame(schema.empty_table()).schema)
-    return pl.scan_parquet(path / name, schema=columns, missing_columns="insert", glob=False)
+        runs, details = _merge(path, shards)
+        return pl.LazyFrame(pl.from_arrow({"runs": runs, **details}[name]))
+    file = path / file_of(name)
+    if not file.exists():
+        raise ResultsError(f"{path}: no {file.name}; did the sweep run?")
+    columns = pl.Schema(pl.DataFrame(TABLES[name].empty_table()).schema)
+    return pl.scan_parquet(file, schema=columns, missing_columns="insert", glob=False)
 
 
 def _require_writable(path: Path) -> None:
@@ -331,7 +233,7 @@ def _require_version(path: Path) -> None:
         except (ValueError, AttributeError):
             raise ResultsError(f"{manifest}: not a manifest; move it away to go on") from None
         _require_equal(version, path)
-    for file in (path / RUNS_FILE, path / COUNTS_FILE):
+    for file in (path / file_of(name) for name in TABLES):
         if file.exists():
             _require_equal(_version(file), path)
     for file in (path / SHARDS).glob("*.parquet"):
@@ -373,36 +275,46 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise ResultsError(f"{path}: not readable ({_first_line(error)})") from None
 
 
-def _merge(path: Path, shards: list[Path]) -> tuple[pa.Table, pa.Table]:
-    """Take every run once, finished before failed, newer before older, with its own counts."""
-    runs, counts, seen = [], [], set()
-    tables = [_read(shard) for shard in shards]
-    sources = [(table.select(RUNS.names), _unnest(table)) for table in tables]
+def _merge(path: Path, shards: list[Path]) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """Take every run once, finished before failed, newer before older, with its own details."""
+    runs: list[pa.Table] = []
+    details: dict[str, list[pa.Table]] = {name: [] for name in DETAILS}
+    sources = [_parts(_read(shard)) for shard in shards]
     if (path / RUNS_FILE).exists():
-        sources.append((_read(path / RUNS_FILE), _read(path / COUNTS_FILE)))
+        compacted = {name: _read(path / file_of(name)) for name in DETAILS}
+        sources.append((_read(path / RUNS_FILE), compacted))
+    seen: set[str] = set()
     for status in (OK, FAILED):
-        for source_runs, source_counts in sources:
+        for source_runs, source_details in sources:
             rows = source_runs.filter(pc.field("status") == status)
             wanted = [identity for identity in rows["run_id"].to_pylist() if identity not in seen]
             seen.update(wanted)
             chosen = pa.array(wanted, pa.string())
             runs.append(rows.filter(pc.is_in(rows["run_id"], chosen)))
-            if status == OK:
-                counts.append(source_counts.filter(pc.is_in(source_counts["run_id"], chosen)))
-    return _sorted(runs, RUNS, ["run_id"]), _sorted(counts, COUNTS, COUNTS.names[:6])
+            for name, table in source_details.items() if status == OK else ():
+                details[name].append(table.filter(pc.is_in(table["run_id"], chosen)))
+    merged = {name: _sorted(tables, name) for name, tables in details.items()}
+    return _sorted(runs, "runs"), merged
 
 
-def _unnest(shard: pa.Table) -> pa.Table:
-    """Return the nested counts of a shard as rows of `COUNTS`."""
-    nested = shard["counts"].combine_chunks()
+def _parts(shard: pa.Table) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """Return the runs of a shard, and their details."""
+    return shard.select(RUNS.names), {name: _unnest(shard, name) for name in DETAILS}
+
+
+def _unnest(shard: pa.Table, name: str) -> pa.Table:
+    """Return the nested rows of one table of a shard."""
+    nested = shard[name].combine_chunks()
     columns = pc.list_flatten(nested).flatten()
     owner = pc.take(shard["run_id"].combine_chunks(), pc.list_parent_indices(nested))
-    return pa.table([owner, *columns], schema=COUNTS)
+    return pa.table([owner, *columns], schema=DETAILS[name])
 
 
-def _sorted(tables: list[pa.Table], schema: pa.Schema, keys: list[str]) -> pa.Table:
+def _sorted(tables: list[pa.Table], name: str) -> pa.Table:
     # Cast for metadata and nullability; one chunk, because chunks shape the pages of the file.
+    schema = TABLES[name]
     table = pa.concat_tables([table.cast(schema) for table in tables])
+    keys = schema.names[: KEYS[name]]
     return table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
 
 

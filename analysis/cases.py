@@ -35,6 +35,12 @@ ALWAYS = {
     "replication.rodata": pl.Boolean,
     "replication.tables": pl.Boolean,
     "replication.text": pl.Boolean,
+    "workload.disturbance.per_iteration": pl.Int64,
+}
+# Settings that follow from a run's coordinates, under a name that makes none of them an axis.
+_PLAIN = {
+    "iterations": ("workload.iterations", pl.Int64),
+    "operation": ("workload.disturbance.operation", pl.String),
 }
 # Columns of the results that hold the same, under their own names.
 _COORDINATES = {
@@ -71,8 +77,9 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     -------
     LazyFrame
         `runs` without `spec`; `ALWAYS`; `local_ns` and `rho`, the idle DRAM latency of the CPU's
-        own node and the ratio of the kernel's node to it; and one column for each setting that
-        varies. Held in memory: a second question costs no second decoding.
+        own node and the ratio of the kernel's node to it; `iterations` of the workload, and the
+        `operation` that disturbs it; and one column for each setting that varies. Held in memory:
+        a second question costs no second decoding.
     """
     template = _template(runs)
     settings = dict(leaves(template)) if template else {}
@@ -81,13 +88,15 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
         decoded = _decoded(cut, piece, template, settings).lazy()
         table = table.join(decoded, on=_key(piece), how="left", maintain_order="left")
     there = set(table.collect_schema().names())
-    wanted: dict[str, Any] = {**ALWAYS, _DRAM: pl.List(pl.List(pl.Float64))}
+    plain = dict(_PLAIN.values())
+    wanted: dict[str, Any] = {**ALWAYS, **plain, _DRAM: pl.List(pl.List(pl.Float64))}
     unknown = [pl.lit(None, t).alias(name) for name, t in wanted.items() if name not in there]
-    names = sorted(name for name in there | set(ALWAYS) if "." in name)
+    names = sorted(name for name in there | set(ALWAYS) if "." in name and name not in plain)
+    kept = [name for name in RUNS.names if name not in _DROPPED]
     return (
         table.with_columns(unknown)
         .with_columns(_dram())
-        .select(*(n for n in RUNS.names if n not in _DROPPED), "local_ns", "rho", *names)
+        .select(*kept, "local_ns", "rho", *_plain(), *names)
         .collect(engine="streaming")
         .lazy()
     )
@@ -199,7 +208,7 @@ def _kept(values: pl.Series) -> bool:
     """Say whether a setting is here, and varies or is always wanted."""
     if values.null_count() == len(values):
         return False
-    always = values.name in ALWAYS or values.name == _DRAM
+    always = values.name in (*ALWAYS, *(path for path, _ in _PLAIN.values()), _DRAM)
     return always or (values.name not in _COORDINATES and values.n_unique() > 1)
 
 
@@ -215,6 +224,10 @@ def _dram() -> list[pl.Expr]:
     row = pl.col(_DRAM).list.get(pl.col("cpu_node"), null_on_oob=True)
     local, remote = (row.list.get(pl.col(n), null_on_oob=True) for n in ("cpu_node", "master_node"))
     return [local.alias("local_ns"), (remote / local).alias("rho")]
+
+
+def _plain() -> list[pl.Expr]:
+    return [pl.col(path).alias(name) for name, (path, _) in _PLAIN.items()]
 
 
 def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> pl.DataFrame:

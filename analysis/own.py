@@ -30,7 +30,9 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
         Names of the scenario, `workload`, `cache_state`; `a`, `b`, their means over seeds, in %;
         `lower` and `upper`, the bounds of A; `time_us`, of the replicated run; `runs`.
     """
-    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
+    # Disturbed windows are question 8's.
+    undisturbed = pl.col("layout") != "permuted", pl.col("operation").is_null()
+    found = remote_pairs(cases).filter(*undisturbed)
     is_own = pl.col("machine") != PUBLISHED_MACHINE
     is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
     is_own |= pl.col("kernel.dataset") != BUNDLED

@@ -31,9 +31,11 @@ def reference(cases: pl.LazyFrame, policy: str = POLICY) -> pl.DataFrame:
     """Return the pairs of the largest study of one scenario: the report's main subject.
 
     All settings are the same in all its rows but workload, cache state, seed and the CPU's node,
-    which is another than the kernel's. Replication is `policy`'s if any is.
+    which is another than the kernel's. Replication is `policy`'s if any is. Windows disturbed by
+    an operation at a rate are not among them.
     """
-    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
+    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
+    found = remote_pairs(cases).filter(*plain)
     preferred = found.filter(replication=policy)
     return study_over(found if preferred.is_empty() else preferred, ())
 

@@ -9,7 +9,17 @@ from types import ModuleType
 
 import polars as pl
 
-from analysis import ablation, break_even, own, published, sensitivity, stalls, trust
+from analysis import (
+    ablation,
+    break_even,
+    costs,
+    nodes,
+    own,
+    published,
+    sensitivity,
+    stalls,
+    trust,
+)
 from analysis.absent import absent
 from analysis.page import PAGE, Report, write_report
 from analysis.section import Evidence, listed
@@ -23,6 +33,8 @@ QUESTIONS: tuple[ModuleType, ...] = (
     stalls,
     ablation,
     break_even,
+    nodes,
+    costs,
     sensitivity,
     trust,
     own,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis import ablation, break_even, own, published, stalls, trust
+from analysis import ablation, break_even, costs, nodes, own, published, stalls, trust
 from analysis.compare import gains_changed, time_changed
 from analysis.section import Evidence
 from analysis.sources import open_sources
@@ -28,6 +28,10 @@ TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "surface": lambda e: break_even.surface(e.cases),
     "break_even": lambda e: break_even.break_even(break_even.surface(e.cases)),
     "footprints": lambda e: break_even.footprints(e.cases, e.counts),
+    "nodes": lambda e: nodes.nodes(e.cases),
+    "traffic": lambda e: nodes.traffic(e.cases, e.counts),
+    "costs": lambda e: costs.costs(e.cases),
+    "used_up": lambda e: costs.used_up(e.cases),
     "laws": lambda e: trust.laws(e.cases, e.counts),
     "nulls": lambda e: trust.nulls(e.cases),
     "own": lambda e: own.own(e.cases),

@@ -2,7 +2,8 @@
 
 Text lies on node 0. A cold window fetches 100 lines of it and 10 of rodata from DRAM, a hot one
 only what the LLC can't hold. Every access outside the first-level cache stalls for its latency less
-1 ns. Replicas bring the lines to the CPU's node and cost 60 instructions, of 1 ns each.
+1 ns. Replicas bring the lines to the CPU's node and cost 60 instructions a further node, of 1 ns
+each; an operation costs 7 a further node.
 """
 
 import itertools
@@ -34,9 +35,13 @@ POINT: dict[str, Any] = {
     "pti": False,
     "base_ipc": 1.0,
     "error": None,
+    "nodes": 2,
+    "operation": None,
+    "rate": None,
 }
 # Lines of text that a cold window fetches.
 LINES = {"kill": 100, "fork_1": 200, "mount_proc": 50, "overlayfs": 20}
+ITERATIONS = 4
 
 
 def write(path: Path, points: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> Path:
@@ -68,6 +73,14 @@ def everything() -> Iterator[dict[str, Any]]:
     # The main study is one more ratio of the larger size, and not of this grid.
     sizes = [1 << 20, POINT["llc"]]
     yield from grid(**cells, **both, dram=drams, llc=sizes)
+    four = [[100.0 if here == there else 150.0 for here in range(4)] for there in range(4)]
+    waived = {"costs": ["charged", "waived"]}
+    yield from grid(
+        **cells, **both, **waived, machine=["e7_4850_v3"], nodes=[4], dram=[four], seed=[1, 2]
+    )
+    rates = {"rate": [1, 2, 4], "seed": [1, 2]}
+    for operation in ("patch", "module"):
+        yield from grid(workload=[operation], operation=[operation], **both, **rates)
 
 
 def grid(**axes: list[Any]) -> Iterator[dict[str, Any]]:
@@ -136,19 +149,27 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
             "costs": point["costs"],
         },
         **{key: point[key] for key in ("cache_state", "cpu_node", "seed")},
-        "workload": {"name": point["workload"]},
+        "workload": {
+            "name": point["workload"],
+            "iterations": ITERATIONS,
+            "disturbance": {"operation": point["operation"], "per_iteration": point["rate"]}
+            if point["operation"]
+            else None,
+        },
         "home_llc": "cold",
     }
 
 
 def _outcome(point: dict[str, Any]) -> dict[str, Any]:
     counts = _counts(point)
-    extra = 60 if _active(point) and point["costs"] == "charged" else 0
+    each = 60 + 7 * ITERATIONS * (point["rate"] or 0)
+    further = point["nodes"] - 1
+    extra = each * further if _active(point) and point["costs"] == "charged" else 0
     instructions = INSTRUCTIONS + extra
     base = instructions / point["base_ipc"]
     stall = sum(count["stall_ns"] for count in counts)
-    each = [(count["stall_ns"] / count["leading"], count) for count in counts if count["leading"]]
-    hidden = sum(stall_ns * count["overlapped"] for stall_ns, count in each)
+    stalls = [(count["stall_ns"] / count["leading"], count) for count in counts if count["leading"]]
+    hidden = sum(stall_ns * count["overlapped"] for stall_ns, count in stalls)
     fetches = sum(c["stall_ns"] for c in counts if c["access"] == "fetch")
     references = sum(count["leading"] + count["overlapped"] for count in counts)
     fetched = sum(c["leading"] + c["overlapped"] for c in counts if c["access"] == "fetch")
@@ -157,6 +178,8 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
     none = (*zero, "data_walks", *psc, "cr3_writes", "invlpgs", "tlb_flushes")
     return {
         "instructions": instructions,
+        "replica_bytes_per_node": [0, *[_active(point) << 20] * further],
+        "table_pages_per_node": [0, *[5 * _active(point)] * further],
         "references": references,
         "itlb_hits": fetched,
         "dtlb_hits": references - fetched,
@@ -171,7 +194,7 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counts(point: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = LINES[point["workload"]]
+    lines = LINES.get(point["workload"], 10)
     cold = point["cache_state"] == "cold"
     # A hot LLC of 1 MiB holds all but a tenth.
     missed = lines if cold else lines // 10 if point["llc"] < 2 << 20 else 0

@@ -15,8 +15,10 @@ from analysis import (
     ablation,
     break_even,
     cases,
+    costs,
     load,
     load_counts,
+    nodes,
     pairs,
     published,
     staircase,
@@ -130,6 +132,43 @@ def test_break_even_is_where_a_run_gains_nothing(tmp_path: Path, evidence: Evide
     points = list(made.grid(workload=["kill"], replication=["none", "series"], dram=[far]))
     gain = pairs(small(tmp_path, *points).cases).select("a").collect().item()
     assert gain == pytest.approx(0, abs=1e-9)
+
+
+def test_a_fork_pays_for_every_further_node(evidence: Evidence) -> None:
+    """Hot kill: 1000 ns and 31 or 32 hits of 4 ns; 60 ns a further node."""
+    table = nodes.nodes(evidence.cases).filter(workload="kill", cache_state="hot")
+    assert table["nodes"].to_list() == [2, 4]
+    for row in table.iter_rows(named=True):
+        extra = 60 * (row["nodes"] - 1)
+        expected = sum(100 * extra / (1000 + 4 * hits) for hits in (31, 32)) / 2
+        assert row["a"] == pytest.approx(-expected)
+    four = table.row(1, named=True)
+    assert four["cost"] == pytest.approx(-four["a"])
+
+
+def test_replicas_bring_the_traffic_to_the_own_node(evidence: Evidence) -> None:
+    """Cold kill: 100 lines of text and 15 of rodata, 64 bytes each, for two seeds."""
+    table = nodes.traffic(evidence.cases, evidence.counts)
+    kill = table.filter(workload="kill", cache_state="cold", nodes=4)
+    before, after = (of(kill, replication=side) for side in ("baseline", "series"))
+    assert (before["whose"], after["whose"]) == ("the kernel's", "the CPU's")
+    assert before["bytes_per_instruction"] == pytest.approx(115 * 64 / made.INSTRUCTIONS)
+    assert before["share"] == after["share"] == 100
+
+
+def test_an_operation_costs_its_slope(evidence: Evidence) -> None:
+    """Seven instructions of 1 ns an operation, on a line; what comes with no operation is none."""
+    table = costs.costs(evidence.cases)
+    assert table["operation"].to_list() == ["module", "patch"]
+    assert table["ns"].to_list() == pytest.approx([7.0, 7.0])
+    assert table["instructions"].to_list() == [7.0, 7.0]
+    assert max(table["bent"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_at_the_rate_that_uses_it_up_no_gain_is_left(evidence: Evidence) -> None:
+    kill = of(costs.used_up(evidence.cases), workload="kill", cache_state="cold", operation="patch")
+    second = 1e9
+    assert kill["per_s"] * 7.0 == pytest.approx(kill["a"] / 100 * second)
 
 
 def test_laws_hold_and_a_broken_one_is_seen(tmp_path: Path, evidence: Evidence) -> None:

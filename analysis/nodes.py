@@ -1,0 +1,407 @@
+"""Question 6: gain, cost and traffic from 2 to 8 nodes.
+
+With more nodes a CPU is more often far from the kernel, and every process pays for more tables. The
+machines are presets, which differ in clock, LLC and distances beside their number of nodes.
+
+>>> pl.DataFrame({"cpu_node": [1, 1, 1], "master_node": 0, "node": [0, 1, 5]}).select(
+...     _whose())["whose"].to_list()
+["the kernel's", "the CPU's", 'another']
+"""
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from analysis.cases import study_over
+from analysis.pairs import remote_pairs
+from analysis.published import POLICY
+from analysis.section import Column, Evidence, Figure, Section, Table, percent
+from analysis.seed_table import with_published
+from analysis.stalls import server
+from analysis.style import MARGIN, SERVERS, Glyph, Width, key, light
+from numarep.units import LINE_BYTES
+
+COMMAND = "python -m numarep.sweep study=node_scaling out={out}"
+_CELL = ("workload", "cache_state")
+_PLACE = ("machine", "nodes", *_CELL, "replication")
+BASELINE = "baseline"
+
+
+def nodes(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return gain and cost by machine, workload, cache state and policy, few nodes first.
+
+    Returns
+    -------
+    DataFrame
+        `nodes`; `rho`, as the CPU sees the kernel's node; `a`, the gain in %, mean over capture
+        seeds; `cost`, what of it keeping the copies takes off, in points (null if never waived);
+        `tables_kib`, `replicas_mib`, of all nodes together. Empty without machines of different
+        numbers of nodes.
+    """
+    chosen = _chosen(cases)
+    if chosen.is_empty():
+        return pl.DataFrame()
+    charged = pl.col("replication.costs") == "charged"
+    seeds = chosen.group_by(*_PLACE, "seed").agg(
+        pl.first("rho"),
+        a=pl.col("a").filter(charged).mean(),
+        cost=pl.col("a").filter(~charged).mean() - pl.col("a").filter(charged).mean(),
+        tables_kib=pl.first("table_pages_per_node").list.sum() * 4,
+        replicas_mib=pl.first("replica_bytes_per_node").list.sum() / 2**20,
+    )
+    means = seeds.group_by(_PLACE).agg(pl.mean("rho", "a", "cost", "tables_kib", "replicas_mib"))
+    return with_published(means, "nodes", "machine").drop("published")
+
+
+def traffic(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
+    """Return what one CPU fetches from every node's LLC and DRAM, without and with replicas.
+
+    Returns
+    -------
+    DataFrame
+        `replication`, `baseline` among them; `server`; `whose` node it is: the kernel's, the
+        CPU's, or another; `bytes_per_instruction`; `gb_per_s`, what this CPU alone asks of it;
+        `share` of all lines that come from beyond L2, in %. Lines fetched, page walks among them;
+        lines written back are not.
+    """
+    chosen = _chosen(cases)
+    if chosen.is_empty():
+        return pl.DataFrame()
+    runs = _runs(chosen.filter(pl.col("replication.costs") == "charged"))
+    lines = pl.col("leading") + pl.col("overlapped")
+    # Prefetched and missed lines alike are counted where they come from.
+    fetched = (
+        counts.filter(pl.col("served_by").is_in(["llc", "remote_llc", "dram"]))
+        .join(runs.lazy(), on="run_id")
+        .group_by(*_PLACE, server(), _whose())
+        .agg((lines.sum() * LINE_BYTES).alias("bytes"))
+        .collect()
+    )
+    whole = runs.group_by(_PLACE).agg(pl.sum("instructions", "time_ns"))
+    size = pl.col("bytes")
+    table = fetched.join(whole, on=_PLACE).with_columns(
+        bytes_per_instruction=size / pl.col("instructions"),
+        gb_per_s=size / pl.col("time_ns"),
+        share=size / size.sum().over(_PLACE) * 100,
+        rank=pl.col("server").cast(pl.Enum(list(SERVERS))).to_physical(),
+        later=pl.col("replication") != BASELINE,
+    )
+    shown = (*_PLACE, "server", "whose", "bytes_per_instruction", "gb_per_s", "share")
+    order = ("nodes", "machine")
+    cells = with_published(table.select(*_PLACE).unique(), *order).select(_PLACE)
+    cells = cells.with_row_index("cell")
+    return (
+        table.join(cells, on=_PLACE)
+        .with_columns(first=pl.col("cell").min().over("machine", *_CELL))
+        .sort("first", "later", "replication", "rank", "whose")
+        .select(shown)
+    )
+
+
+def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return the pairs of each machine's largest study, of cells with several numbers of nodes."""
+    found = remote_pairs(cases).filter(
+        pl.col("layout") != "permuted", pl.col("operation").is_null()
+    )
+    found = found.with_columns(nodes=pl.col("table_pages_per_node").list.len())
+    parts = found.partition_by("machine", "replication")
+    studies = [study_over(part, ("replication.costs",)) for part in parts]
+    together = pl.concat([found.clear(), *studies])
+    several = pl.col("nodes").n_unique().over(*_CELL, "replication") > 1
+    return together.filter(several)
+
+
+def _runs(chosen: pl.DataFrame) -> pl.DataFrame:
+    """Return every run of the chosen pairs once, those without replicas as the baseline."""
+    same = ("machine", "nodes", *_CELL, "cpu_node", "master_node")
+    new = chosen.select("run_id", *same, "replication", "instructions", "time_ns")
+    old = chosen.select(
+        pl.col("old_run_id").alias("run_id"),
+        *same,
+        replication=pl.lit(BASELINE),
+        instructions="old_instructions",
+        time_ns="old_time_ns",
+    )
+    return pl.concat([new, old]).unique("run_id", maintain_order=True)
+
+
+def _whose() -> pl.Expr:
+    return (
+        pl.when(pl.col("node") == pl.col("cpu_node"))
+        .then(pl.lit("the CPU's"))
+        .when(pl.col("node") == pl.col("master_node"))
+        .then(pl.lit("the kernel's"))
+        .otherwise(pl.lit("another"))
+        .alias("whose")
+    )
+
+
+def section(evidence: Evidence) -> Section:
+    """Answer question 6."""
+    title = "From 2 to 8 nodes"
+    table = nodes(evidence.cases)
+    if table.is_empty():
+        lacks = "no machines of different numbers of nodes"
+        return Section(6, "nodes", title, missing=lacks, commands=(COMMAND,))
+    moved = traffic(evidence.cases, evidence.counts)
+    figures = [Figure("nodes", _caption(table), lambda width: _draw(table, width))]
+    tables = [Table("nodes", _TABLE_CAPTION, table, _COLUMNS, tuple(_COLUMNS)[:6])]
+    far = _far(moved) if moved.height else moved
+    if far.height:
+        figures.append(Figure("traffic", _FAR_CAPTION, lambda width: _draw_far(far, width)))
+        tables.append(Table("traffic", _TRAFFIC_CAPTION, moved, _TRAFFIC_COLUMNS))
+    return Section(
+        6,
+        "nodes",
+        title,
+        answer=_answer(table, moved),
+        figures=tuple(figures),
+        tables=tuple(tables),
+        how=_HOW,
+        missing="" if table["cost"].is_not_null().any() else "no run with its costs waived",
+        commands=() if table["cost"].is_not_null().any() else (COMMAND,),
+    )
+
+
+_COLUMNS = {
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "replication": Column("replication"),
+    "nodes": Column("nodes", 0),
+    "a": Column("A, %", 1),
+    "cost": Column("cost, points", 1),
+    "rho": Column("\N{GREEK SMALL LETTER RHO}", 2),
+    "replicas_mib": Column("text and rodata copies, MiB", 0),
+    "tables_kib": Column("table copies, KiB", 0),
+    "machine": Column("machine"),
+}
+_TABLE_CAPTION = "Gain, what of it keeping copies takes off, and static memory of all nodes"
+_TRAFFIC_COLUMNS = {
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "nodes": Column("nodes", 0),
+    "replication": Column("replication"),
+    "server": Column("served by"),
+    "whose": Column("whose node"),
+    "bytes_per_instruction": Column("bytes/instr.", 4),
+    "gb_per_s": Column("GB/s a CPU", 3),
+    "share": Column("share, %", 1),
+}
+_TRAFFIC_CAPTION = "What one CPU fetches from every node's LLC and DRAM"
+_FAR_CAPTION = (
+    "What one CPU asks of other nodes, over the links, with cold caches. Replicas take most of it "
+    "off the kernel's node; a fork then writes a page-table root on every node instead."
+)
+_HOW = (
+    "Gains as in question 1, the CPU on node 1. cost: the gain with costs waived less the gain "
+    "with costs charged. Traffic: every line that comes from beyond L2, 64 bytes each, page walks "
+    "among them, over instructions and over the run's own time; write-backs and the messages of "
+    "coherence are not counted. One CPU runs at a time: n CPUs ask n times as much, until a link "
+    "or a memory controller is full, which the model doesn't know. The presets differ in clock, "
+    "LLC and distance, too."
+)
+
+
+def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:
+    own = table.filter(replication=POLICY)
+    rows = table if own.is_empty() else own
+    ends = rows.group_by("replication", *_CELL, maintain_order=True).agg(
+        low=pl.col("nodes").min(),
+        high=pl.col("nodes").max(),
+        first=pl.col("a").sort_by("nodes").first(),
+        last=pl.col("a").sort_by("nodes").last(),
+    )
+    best = ends.sort("first", *_CELL, descending=[True, False, False]).row(0, named=True)
+    worst = ends.sort(pl.col("last") - pl.col("first"), *_CELL).row(0, named=True)
+    text = (
+        f"From {best['low']} to {best['high']} nodes the gain on {best['workload']} "
+        f"({best['cache_state']}) goes from {percent(best['first'])} to {percent(best['last'])}; "
+        f"every node costs a fork more, so {worst['workload']} ({worst['cache_state']}) goes from "
+        f"{percent(worst['first'])} to {percent(worst['last'])}"
+    )
+    lazy = table.filter(
+        replication="lazy", workload=worst["workload"], cache_state=worst["cache_state"]
+    )
+    if lazy.height:
+        last = lazy.sort("nodes")["a"][-1]
+        text += f", with page-table roots made only where a process runs {percent(last)}"
+    return f"{text}.{_link_answer(moved)}"
+
+
+def _link_answer(moved: pl.DataFrame) -> str:
+    if moved.is_empty():
+        return ""
+    home = moved.filter(whose="the kernel's", replication=BASELINE)
+    if home.is_empty():
+        return ""
+    most = home.group_by(*_PLACE).agg(pl.sum("gb_per_s")).sort("gb_per_s", *_PLACE)
+    cell = most.row(-1, named=True)
+    same = {name: cell[name] for name in ("machine", *_CELL)}
+    after = moved.filter(replication=POLICY, whose="the kernel's", **same)["gb_per_s"].sum()
+    return (
+        f" A CPU of another node asks up to {cell['gb_per_s']:.2f} GB/s of the kernel's node "
+        f"({cell['workload']}, {cell['cache_state']}, {cell['nodes']} nodes), with replicas "
+        f"{after:.2f}."
+    )
+
+
+def _caption(table: pl.DataFrame) -> str:
+    cells = table.filter(replication=POLICY)
+    flat = cells.filter(pl.col("cost").abs() < 0.5).height
+    return (
+        "Gain by number of nodes, eager page-table roots (as the series) beside lazy ones. Where "
+        "nothing forks the number of nodes costs nothing."
+        if flat
+        else "Gain by number of nodes."
+    )
+
+
+_LABELS = 34
+
+
+def _draw(table: pl.DataFrame, width: Width) -> Any:
+    columns = 4 if width is Width.WIDE else 2
+    policies = [POLICY, *sorted(set(table["replication"]) - {POLICY})][:2]
+    rows = table.filter(pl.col("replication").is_in(policies))
+    ends = sorted([0.0, *rows["a"]])
+    domain = [ends[0] - 9, ends[-1] + 9]  # labels below, titles above
+    cells = rows.select(_CELL).unique(maintain_order=True).rows()
+    plot = (width - _LABELS - MARGIN - 14 * (columns - 1)) // columns
+    panels = [
+        _panel(
+            rows.filter(workload=workload, cache_state=state),
+            f"{workload}, {state}",
+            policies,
+            domain,
+            plot,
+            first=not number % columns,
+        )
+        for number, (workload, state) in enumerate(cells)
+    ]
+    grid = [
+        alt.hconcat(*panels[start : start + columns], spacing=14)
+        for start in range(0, len(panels), columns)
+    ]
+    glyphs = [
+        Glyph(policy, "circle", "series", hollow=policy != POLICY)
+        for policy in policies
+        if policy in rows["replication"]
+    ]
+    return alt.vconcat(key(glyphs, width, _LABELS), *grid, spacing=12)
+
+
+def _panel(
+    rows: pl.DataFrame,
+    title: str,
+    policies: list[str],
+    domain: list[float],
+    plot: int,
+    *,
+    first: bool,
+) -> Any:
+    tip = pl.format(
+        "{} {}, {}, {} nodes ({}): gain A {} %",
+        *_CELL,
+        "replication",
+        "nodes",
+        "machine",
+        pl.col("a").round(2),
+    )
+    shown = rows.with_columns(tip.alias("tip"))
+    x = alt.X(
+        "nodes:O",
+        title="nodes",
+        axis=alt.Axis(labelAngle=0, grid=False),
+        scale=alt.Scale(padding=0.5),
+    )
+    y = alt.Y(
+        "a:Q",
+        title="gain A, %" if first else None,
+        scale=alt.Scale(domain=domain, nice=False),
+        axis=alt.Axis(labels=first, grid=True, tickCount=5, minExtent=_LABELS - 14 if first else 0),
+    )
+    base = alt.Chart(shown).encode(x=x, y=y)
+    zero = alt.Chart(pl.DataFrame({"a": [0.0]})).mark_rule(color=light("zero"), aria=False)
+    layers = [zero.encode(y=y)]
+    for policy in policies:
+        some = base.transform_filter(alt.datum.replication == policy)
+        dash = [1, 0] if policy == POLICY else [4, 3]
+        fill = light("series") if policy == POLICY else light("paper")
+        layers.append(some.mark_line(color=light("series"), strokeDash=dash, aria=False))
+        points = some.mark_point(fill=fill, stroke=light("series"), size=46, opacity=1)
+        layers.append(points.encode(description="tip:N"))
+    ends = shown.filter(replication=policies[0]).sort("nodes")
+    numbers = pl.concat([ends.head(1), ends.tail(1)])
+    texts = alt.Chart(numbers).mark_text(dy=12, fontSize=10, aria=False)
+    layers.append(texts.encode(x=x, y=y, text=alt.Text("a:Q", format=".1f")))
+    heading = alt.Title(title, fontSize=12, offset=2)
+    return alt.layer(*layers).properties(width=plot, height=120, title=heading)
+
+
+def _far(moved: pl.DataFrame) -> pl.DataFrame:
+    """Keep what crosses a link with cold caches, without replicas and with the series'."""
+    sides = pl.col("replication").is_in([BASELINE, POLICY])
+    rows = moved.filter(sides, pl.col("whose") != "the CPU's", pl.col("cache_state") == "cold")
+    return rows.group_by(*_PLACE, "whose", maintain_order=True).agg(
+        pl.sum("gb_per_s", "bytes_per_instruction")
+    )
+
+
+_FAR_LABELS = 120
+_FAR = SERVERS["remote DRAM"]
+
+
+def _draw_far(far: pl.DataFrame, width: Width) -> Any:
+    wide = width is Width.WIDE
+    columns = 2 if wide else 1
+    names = far["workload"].unique(maintain_order=True).to_list()
+    plot = (width - _FAR_LABELS - MARGIN - 30 * (columns - 1)) // columns
+    top = max(far.group_by(_PLACE).agg(pl.sum("gb_per_s"))["gb_per_s"])
+    panels = [
+        _bars(far.filter(workload=name), plot, top, named=not number % columns)
+        for number, name in enumerate(names)
+    ]
+    grid = [
+        alt.hconcat(*panels[start : start + columns], spacing=30)
+        for start in range(0, len(panels), columns)
+    ]
+    glyphs = [
+        Glyph("the kernel's node", "square", _FAR),
+        Glyph("other nodes", "square", _FAR, hollow=True),
+    ]
+    return alt.vconcat(key(glyphs, width, _FAR_LABELS), *grid)
+
+
+def _bars(rows: pl.DataFrame, plot: int, top: float, *, named: bool) -> Any:
+    label = pl.format("{} nodes, {}", "nodes", "replication").alias("row")
+    tip = pl.format(
+        "{}, {}: {} GB/s, {} bytes per instruction, from {} node",
+        "workload",
+        label,
+        pl.col("gb_per_s").round(3),
+        pl.col("bytes_per_instruction").round(4),
+        "whose",
+    )
+    shown = rows.with_columns(label, tip.alias("tip"))
+    order = shown["row"].unique(maintain_order=True).to_list()
+    y = alt.Y(
+        "row:N",
+        sort=order,
+        title=None,
+        axis=alt.Axis(minExtent=_FAR_LABELS) if named else alt.Axis(labels=False),
+    )
+    scale = alt.Scale(domain=[0, top * 1.2], nice=False)
+    x = alt.X("gb_per_s:Q", title="GB/s a CPU", scale=scale, axis=alt.Axis(tickCount=4))
+    others = pl.col("whose").replace_strict({"the kernel's": 0, "another": 1})
+    fill = alt.condition(alt.datum.others == 1, alt.value(light("paper")), alt.value(light(_FAR)))
+    bars = (
+        alt.Chart(shown.with_columns(others=others))
+        .mark_bar(size=11, stroke=light(_FAR))
+        .encode(y=y, x=x, fill=fill, order="others:O", description="tip:N")
+    )
+    ends = shown.group_by("row", maintain_order=True).agg(pl.sum("gb_per_s"))
+    texts = alt.Chart(ends).mark_text(align="left", dx=4, fontSize=10, aria=False)
+    numbers = texts.encode(y=y, x="gb_per_s:Q", text=alt.Text("gb_per_s:Q", format=".2f"))
+    title = alt.Title(f"{rows['workload'][0]}, cold", fontSize=12)
+    return alt.layer(bars, numbers).properties(width=plot, height=18 * len(order), title=title)

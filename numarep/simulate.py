@@ -54,7 +54,7 @@ from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
 from numarep.workload.trace import Flag, Pages, Trace, select
 
 # Raise when counts or times of the same spec change: results of different models never mix.
-MODEL_VERSION = 2
+MODEL_VERSION = 3
 # What only pricing reads (see price.py): points that differ in nothing else share one simulation.
 _PRICED = {"latency": None, "core": ("ghz", "base_ipc")}
 

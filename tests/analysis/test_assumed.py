@@ -17,7 +17,7 @@ def test_known_assumptions_are_found() -> None:
     paths = {parameter.path for parameter in varied()}
     assert {
         "machine.core.base_ipc",
-        "machine.latency.stlb_cycles",
+        "machine.latency.invlpg_cycles",
         "machine.latency.remote_llc_ns",
         "machine.psc.pgd",
     } <= paths

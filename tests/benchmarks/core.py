@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from numarep.memory.counts import new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, Translations, new_system, run
 from numarep.spec import MachineSpec, parse
+from numarep.sweep.grid import expand
 from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
 from tests.memory.real import bundled
 
@@ -41,8 +41,9 @@ ZIPF = 0.9
 
 
 def machine_preset(name: str) -> MachineSpec:
-    preset: Any = OmegaConf.to_container(OmegaConf.load(CONF / "machine" / f"{name}.yaml"))
-    return parse(MachineSpec, preset)
+    """Compose a machine of conf/, which may inherit from another."""
+    (point,) = expand(["study=single", f"machine={name}"]).points
+    return parse(MachineSpec, point["machine"])
 
 
 def linear_translations(pages: int) -> Translations:

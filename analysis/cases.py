@@ -25,6 +25,7 @@ ALWAYS = {
     "machine.core.ghz": pl.Float64,
     "machine.latency.cr3_write_cycles": pl.Float64,
     "machine.latency.invlpg_cycles": pl.Float64,
+    "machine.latency.ipi_cycles": pl.Float64,
     "machine.latency.l1_cycles": pl.Float64,
     "machine.latency.l2_cycles": pl.Float64,
     "machine.latency.llc_ns": pl.Float64,

@@ -22,7 +22,7 @@ from analysis.staircase import plateaus, shown, staircase
 # Relative, of sums of floats in another order than the model's.
 ROUNDING = 1e-9
 NULL_STUDY = "python -m numarep.sweep study=null_tests out={out}"
-_CYCLES = ("cr3_write_cycles", "invlpg_cycles", "stlb_cycles")
+_CYCLES = ("cr3_write_cycles", "invlpg_cycles", "ipi_cycles", "stlb_cycles")
 
 
 def laws(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
@@ -138,11 +138,12 @@ def _differences() -> dict[str, pl.Expr]:
 
 def _unexplained() -> pl.Expr:
     """Return the share of a run's time that neither base nor stalls explain."""
-    cr3, invlpg, stlb = (pl.col(f"machine.latency.{name}") for name in _CYCLES)
+    cr3, invlpg, ipi, stlb = (pl.col(f"machine.latency.{name}") for name in _CYCLES)
     cycles = (
         pl.col("instructions") / pl.col("machine.core.base_ipc")
         + (pl.col("cr3_writes") + pl.col("tlb_flushes")) * cr3
         + pl.col("invlpgs") * invlpg
+        + pl.col("ipis") * ipi
         + pl.col("stlb_fetch_hits") * stlb
     )
     explained = cycles / pl.col("machine.core.ghz") + pl.col("stalled_ns")

@@ -9,7 +9,8 @@ each read needs the one before. Three times come from the same counts:
 - `time_serial_ns`: nothing overlaps; stores and second-level TLB hits of data stall as well.
 - `time_overlapped_ns`: only instruction fetches and their walks stall.
 
-The base is the instructions at `base_ipc`, CR3 writes, INVLPG, and STLB hits of fetches.
+The base is the instructions at `base_ipc`, CR3 writes, INVLPG, interprocessor interrupts and STLB
+hits of fetches.
 `time_overlapped_ns <= time_ns <= time_serial_ns` always. Sums are exact before rounding
 (`math.fsum`), so they have the same bytes in any order and on any host.
 
@@ -83,6 +84,7 @@ def price(counts: Counts, machine: MachineSpec, cpu_node: int) -> Price:
         int(events[Event.INSTRUCTIONS]) / machine.core.base_ipc,
         cr3_writes * latency.cr3_write_cycles,
         int(events[Event.INVLPGS]) * latency.invlpg_cycles,
+        int(events[Event.IPIS]) * latency.ipi_cycles,
         int(events[Event.STLB_FETCH_HITS]) * latency.stlb_cycles,
     )
     data_stlb_ns = cycles_to_ns(int(events[Event.STLB_DATA_HITS]) * latency.stlb_cycles, ghz=ghz)

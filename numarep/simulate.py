@@ -46,6 +46,7 @@ from numarep.replication.boot import (
 from numarep.replication.events import Replay, page_table_frames, warn_of_missing
 from numarep.replication.kernel import Kernel, Mm
 from numarep.replication.mitosis import user_tables_of
+from numarep.replication.module_clues import LOAD
 from numarep.replication.view import on_node
 from numarep.spec import ChaseSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
@@ -94,6 +95,7 @@ class _Window:
     ranges: tuple[tuple[int, int], ...]
     names: frozenset[str]  # of the kernel's symbols
     user_tables: frozenset[int]  # user page tables, at the window's begin or end
+    at_end: PageTables | None  # as the window leaves them, where that is needed
     disturbance: DisturbanceSpec | None
 
 
@@ -235,15 +237,28 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
         )
     )
     cpu = kernel.cpus[spec.cpu_node]
-    for module in window.meta.modules:
-        start = (int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT
-        adopt_module(kernel, cpu, range(start, start + (module.size >> PAGE_SHIFT)))
+    modules = [adopt_module(kernel, cpu, vpns) for vpns in _module_pages(window.meta)]
     warn_of_missing(window.names, window.meta.levels)
-    replay = Replay(kernel, window.trace, cpu, window.user_tables, window.disturbance)
+    replay = Replay(
+        kernel,
+        window.trace,
+        cpu,
+        window.user_tables,
+        window.disturbance,
+        modules=[areas for areas in modules if areas],
+        at_end=window.at_end,
+    )
     trace = replay.trace()
     if spec.replication.costs == "waived":
         trace = window.trace
     return _Replicated(kernel, trace, replay.processes)
+
+
+def _module_pages(meta: CaptureMeta) -> list[range]:
+    """List the pages of each captured module."""
+    starts = [(int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT for module in meta.modules]
+    sizes = [module.size >> PAGE_SHIFT for module in meta.modules]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -268,16 +283,12 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
         ranges = memory_ranges(_memory(meta, spec.machine.nodes), spec.machine.nodes)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
-    tables = tables_from_snapshot(
-        captured.snapshot, meta.levels, _windows_until(workload.trace, meta)
-    )
-    user_tables = user_tables_of(tables) | user_tables_of(
-        tables_from_snapshot(
-            captured.snapshot, meta.levels, _windows_until(workload.trace, meta), at_end=True
-        )
-        if spec.replication.user_tables
-        else tables
-    )
+    windows = _windows_until(workload.trace, meta)
+    tables = tables_from_snapshot(captured.snapshot, meta.levels, windows)
+    at_end = None
+    if spec.replication.user_tables or LOAD in captured.trace.event_name:
+        at_end = tables_from_snapshot(captured.snapshot, meta.levels, windows, at_end=True)
+    user_tables = user_tables_of(tables) | (user_tables_of(at_end) if at_end else frozenset())
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
@@ -293,6 +304,7 @@ def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
         ranges,
         captured.names,
         user_tables,
+        at_end,
         workload.disturbance,
     )
 

@@ -121,7 +121,7 @@ def toy_machine() -> MachineSpec:
     cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
     sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
     latency = {"l1_cycles": 4.0, "l2_cycles": 12.0, "stlb_cycles": 8.0, "llc_ns": 20.0}
-    writes = {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0}
+    writes = {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0, "ipi_cycles": 0.0}
     return parse(
         MachineSpec,
         {

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from numarep.spec import MachineSpec
 
-FETCH, LOAD, STORE, CR3, INVLPG, FLUSH = "fetch", "load", "store", "cr3", "invlpg", "flush"
+FETCH, LOAD, STORE = "fetch", "load", "store"
+CR3, INVLPG, FLUSH, IPI = "cr3", "invlpg", "flush", "ipi"
 FAR = ("llc", "remote_llc", "dram")
 EVERYBODY = "global"
 
@@ -150,7 +151,7 @@ class Twin:
         cpu = self.cpus[cpu_number]
         for record in records:
             page = pages[record.page]
-            if record.kind in (CR3, INVLPG, FLUSH):
+            if record.kind in (CR3, INVLPG, FLUSH, IPI):
                 self.serialise(cpu, record.kind, page)
             else:
                 self.reference(cpu, record, page)
@@ -159,6 +160,9 @@ class Twin:
 
     def serialise(self, cpu, kind, page):
         cpu.since_leading = None
+        if kind == IPI:
+            self.events["ipis"] += 1
+            return
         if kind == CR3 and self.machine.pcid:
             self.events["cr3_writes"] += 1
             return

@@ -52,7 +52,7 @@ ROW = np.dtype(
 ENTRY = np.dtype(
     [("moment", "<u4"), ("level", "<u4"), ("table", "<u8"), ("index", "<u8"), ("value", "<u8")]
 )
-RAW_FETCH, RAW_LOAD, RAW_STORE, RAW_CR3, RAW_INVLPG, RAW_FLUSH = (int(kind) for kind in Kind)
+RAW_FETCH, RAW_LOAD, RAW_STORE, RAW_CR3, RAW_INVLPG, RAW_FLUSH = range(Kind.FLUSH + 1)
 RAW_FETCH_REP, RAW_BEGIN, RAW_ITERATION, RAW_END = 6, 7, 8, 9
 
 # Kernel functions whose entry becomes an event: what replication has to act on (R14-R31), and

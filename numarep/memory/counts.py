@@ -82,6 +82,7 @@ class Event(IntEnum):
     REMOTE_INVALIDATIONS = 21  # other sockets' LLC copies dropped by stores
     WRITEBACKS = 22  # of lines to DRAM
     PREFETCHES = 23  # lines brought into L2 that nobody asked for; served to nobody
+    IPIS = 24  # rounds of interrupts to all other CPUs, each waited for
 
 
 class Counts(NamedTuple):

@@ -16,3 +16,4 @@ class Kind(IntEnum):
     CR3 = 3  # the translation holds the new root, nothing else
     INVLPG = 4
     FLUSH = 5  # of all TLB entries, global ones too
+    IPI = 6  # to all other CPUs at once, and the wait for their answers

@@ -111,8 +111,11 @@ def _access(view: View, batch: Batch, ops: int) -> None:
 def _serialise(
     view: View, tlbs: Tlbs, pscs: NDArray[np.int64], kind: int, vpn: int, pcid: bool
 ) -> None:
-    """Do what a CR3, INVLPG or FLUSH record does to TLBs and PSCs, in place."""
+    """Do what a CR3, INVLPG, FLUSH or IPI record does to TLBs and PSCs, in place."""
     words, events, base = view.words, view.events, view.cpu * view.stride
+    if kind == Kind.IPI:  # what it does is done on other CPUs
+        events[Event.IPIS] += 1
+        return
     if kind == Kind.CR3:
         events[Event.CR3_WRITES] += 1
         if pcid:

@@ -12,7 +12,7 @@ Left out in this version: more than one modelled CPU a node, non-inclusive LLCs.
 >>> cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
 >>> sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
 >>> cycles = {"l1_cycles": 4, "l2_cycles": 12, "stlb_cycles": 8, "llc_ns": 20}
->>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100}
+>>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100, "ipi_cycles": 5000}
 >>> machine = parse(MachineSpec, {
 ...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2", "llc"), cache),
 ...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),

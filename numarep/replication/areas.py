@@ -232,7 +232,8 @@ def replicate_area(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
     for node, frames in taken.items():
         _use_copies(kernel, area, node, frames, work)
     area.replicas = taken
-    _flush_kernel_range(kernel, cpu, work)
+    if taken:
+        _flush_kernel_range(kernel, cpu, work)
     return work
 
 
@@ -274,9 +275,10 @@ def _use_copies(kernel: Kernel, area: Area, node: int, frames: list[int], work: 
 
 
 def _flush_kernel_range(kernel: Kernel, cpu: Cpu, work: Work) -> None:
+    """Add a flush on all CPUs, one interrupt to all others and a wait for them."""
+    if len(kernel.cpus) > 1:
+        work.event(Sync.IPI, cpu.number)
     for other in kernel.cpus:
-        if other is not cpu:
-            work.event(Sync.IPI, other.number)
         work.event(Sync.FLUSH_ALL, other.number)
 
 
@@ -291,14 +293,28 @@ def free_area(kernel: Kernel, area: Area) -> Work:
     if area not in kernel.areas:
         raise ReplicationError("expected an existing area, not one that is freed")
     work = Work()
+    if area.captured:
+        _remember(kernel, area)
     unmap_range(kernel, area, work)
     for frames in area.replicas.values():
         for pfn in frames:
             kernel.touch_struct_page(work, pfn)
         give_frames(kernel, frames, "replicas")
-    give_frames(kernel, area.frames, "areas")
+    if area.captured:
+        kernel.held["areas"] -= len(area.frames)
+        kernel.taken_before += len(area.frames)
+    else:
+        give_frames(kernel, area.frames, "areas")
     kernel.areas.remove(area)
     return work
+
+
+def _remember(kernel: Kernel, area: Area) -> None:
+    """Keep which copies an area of a trace had: earlier records of the trace mean them."""
+    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
+        key = pte_of(kernel, vpn)
+        if key in kernel.replicated:
+            kernel.released[(*key, pfn)] = kernel.replicated[key]
 
 
 def page_of(kernel: Kernel, vpn: int) -> int:
@@ -332,7 +348,7 @@ def node_frame(kernel: Kernel, node: int, vpn: int) -> int:
     return found.pfn
 
 
-def share_again(kernel: Kernel, area: Area) -> Work:
+def share_again(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
     """Point all tables at an area's master pages again and free its replicas (R31)."""
     work = Work()
     for vpn, pfn in zip(area.vpns, area.frames, strict=True):
@@ -342,6 +358,7 @@ def share_again(kernel: Kernel, area: Area) -> Work:
         kernel.tables.set_entry(PTE, table, index, entry)
         for _, copy in kernel.copies_of(table):
             _write(kernel, work, PTE, copy, index, entry)
+    _flush_kernel_range(kernel, cpu, work)
     for frames in area.replicas.values():
         give_frames(kernel, frames, "replicas")
     area.replicas = {}

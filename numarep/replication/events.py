@@ -10,12 +10,14 @@ gives the work, which is spliced in there, on the CPU that ran it.
 | ___pud_free_tlb with 4 levels, ___p4d_free_tlb with 5 | `process.clear_slot` (R18) |
 | switch_mm_irqs_off | `process.switch_to` (R20) |
 | text_poke | `patching.poke` (R23): every phase of the INT3 protocol calls it |
-
-`load_module`, `free_module` and `set_memory_*` carry no clue to their range: a window in which one
-is entered gets a warning, as does a kernel without a watched symbol.
+| load_module | `adopt.load_captured` (R26, R30), at the module's first protection change |
+| free_module | `areas.free_area` of each of its areas (R28) |
+| set_memory_ro, _rw, _x, _nx | `protection.set_memory` (R25) |
 
 Assumed, where a clue is missing: a new process's PGD lies on the CPU's node; the oldest process
-exits; the youngest fills its first free slot.
+exits; the youngest fills its first free slot. A module is of the size of `scenarios`, the oldest
+is unloaded, and the youngest one's text is protected; each of these three gives a warning, as does
+a kernel without a watched symbol. A module's init sections are freed where the next one is loaded.
 
 >>> watched(levels=5)["__p4d_alloc"]
 'fill'
@@ -24,16 +26,22 @@ exits; the youngest fills its first free slot.
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
-from numarep.linux.tables import entry_pfn
+from numarep.linux.tables import PageTables, entry_pfn
+from numarep.replication.adopt import INIT, load_captured
+from numarep.replication.areas import free_area
 from numarep.replication.clues import Clues
-from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Cpu, Kernel, Mm
+from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Area, Cpu, Kernel, Mm
 from numarep.replication.mitosis import mirror_stores
+from numarep.replication.module_clues import FREE, LOAD, PROTECT, ModuleClues
+from numarep.replication.modules import load
 from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, leave, switch_to
-from numarep.replication.scenarios import disturb
+from numarep.replication.protection import Change, set_memory
+from numarep.replication.scenarios import SMALL_MODULE, disturb
 from numarep.replication.splice import Splice
 from numarep.replication.work import Work
 from numarep.spec import DisturbanceSpec
@@ -46,10 +54,7 @@ _ALWAYS = {
     "switch_mm_irqs_off": "switch",
     "text_poke": "poke",
 }
-UNPRICED = (
-    *("load_module", "free_module"),
-    *("set_memory_ro", "set_memory_rw", "set_memory_x", "set_memory_nx"),
-)
+_MODULES = {LOAD: "load", FREE: "unload"} | dict.fromkeys(PROTECT, "protect")
 
 
 class ReplicationWarning(UserWarning):
@@ -59,7 +64,7 @@ class ReplicationWarning(UserWarning):
 def watched(levels: int) -> dict[str, str]:
     """Return the watched symbols and what each stands for."""
     top = "p4d" if levels == MAX_LEVELS else "pud"
-    return {**_ALWAYS, f"__{top}_alloc": "fill", f"___{top}_free_tlb": "clear"}
+    return {**_ALWAYS, f"__{top}_alloc": "fill", f"___{top}_free_tlb": "clear", **_MODULES}
 
 
 def warn_of_missing(symbols: Collection[str], levels: int) -> None:
@@ -74,6 +79,14 @@ def warn_of_missing(symbols: Collection[str], levels: int) -> None:
         )
 
 
+def _warn_of_guess(name: str, unknown: str, guess: str) -> None:
+    warnings.warn(
+        f"{name} is entered in the window, and nothing tells {unknown}: charged is {guess}",
+        ReplicationWarning,
+        stacklevel=2,
+    )
+
+
 @dataclass
 class Replay:
     """A window's events on a booted kernel; `trace` is the window with their work in it."""
@@ -85,11 +98,17 @@ class Replay:
     disturbance: DisturbanceSpec | None = None
     alive: dict[int, Mm] = field(default_factory=dict)  # by pfn of the captured PGD
     processes: dict[int, Mm] = field(default_factory=dict)  # gone ones, too
+    modules: list[list[Area]] = field(default_factory=list)  # those live, oldest first
+    init_sections: list[Area] = field(default_factory=list)  # of the youngest
+    at_end: PageTables | None = None  # the window's last snapshot
+    unsealed: dict[int, int] = field(default_factory=dict)  # loads, and where each is mapped
     clues: Clues = field(init=False)
+    module_clues: ModuleClues = field(init=False)
 
     def __post_init__(self) -> None:
         """Take over the processes that live when the window begins."""
         self.clues = Clues(self.window, self.kernel.bases, self.kernel.image)
+        self.module_clues = ModuleClues(self.clues, self.kernel, self.at_end)
         for pgd in sorted(self._captured() - self._born()):
             self._adopt(pgd)
         first = int(self.window.pages.root[self.window.records.page[0]])
@@ -134,15 +153,13 @@ class Replay:
         for event, name in events:
             if name == ITERATION and self.disturbance is not None:
                 splice.add(event, self.cpu, self._disturb(self.disturbance))
+                continue
+            for loading in [at for at, sealed in self.unsealed.items() if sealed == event]:
+                splice.add(event, self.cpu, self._map_module(loading))
+            if name in PROTECT:
+                splice.add(event, self.cpu, self._protect(event, name))
             elif name in operations:
-                work = getattr(self, f"_{operations[name]}")(event)
-                splice.add(event, self.cpu, work)
-            elif name in UNPRICED:
-                warnings.warn(
-                    f"{name} is entered in the window; what replication adds there is not charged",
-                    ReplicationWarning,
-                    stacklevel=2,
-                )
+                splice.add(event, self.cpu, getattr(self, f"_{operations[name]}")(event))
         if self.kernel.spec.user_tables:
             mirror_stores(splice, self.cpu, self.clues, self.user_tables)
         return splice.spliced()
@@ -210,6 +227,58 @@ class Replay:
     def _poke(self, event: int) -> Work:
         va = self.clues.poked_text(event)
         return Work() if va is None else poke(self.kernel, self.cpu, va, b"\x90")
+
+    def _load(self, event: int) -> Work:
+        """Map the module now, or note where it will be."""
+        sealed = self.module_clues.sealed_at(event)
+        if sealed == event:
+            return self._map_module(event)
+        self.unsealed[event] = sealed
+        return Work()
+
+    def _map_module(self, event: int) -> Work:
+        self.unsealed.pop(event, None)
+        work = Work()
+        for area in self.init_sections:
+            work.extend(free_area(self.kernel, area))
+        self.init_sections = []
+        parts = self.module_clues.loaded(event)
+        if not parts:
+            _warn_of_guess(LOAD, "its pages", f"a module of {sum(SMALL_MODULE)} pages")
+            module, more = load(self.kernel, self.cpu, SMALL_MODULE)
+            work.extend(more)
+            self.modules.append(list(module.areas.values()))
+            return work
+        areas, more = load_captured(self.kernel, self.cpu, parts)
+        work.extend(more)
+        of = list(zip(areas, parts, strict=True))
+        self.modules.append([area for area, part in of if part.what != INIT])
+        self.init_sections = [area for area, part in of if part.what == INIT]
+        return work
+
+    def _unload(self, event: int) -> Work:
+        place = self.module_clues.freed(event, self.modules)
+        if place is None:
+            _warn_of_guess(FREE, "its module", "the oldest one")
+            if not self.modules:
+                module, _ = load(self.kernel, self.cpu, SMALL_MODULE)
+                self.modules.append(list(module.areas.values()))
+            place = 0
+        work = Work()
+        for area in self.modules.pop(place):
+            work.extend(free_area(self.kernel, area))
+        return work
+
+    def _protect(self, event: int, name: str) -> Work:
+        change = cast(Change, name.removeprefix("set_memory_"))
+        pages = self.module_clues.protected(event)
+        if pages is None:
+            _warn_of_guess(name, "its pages", "the youngest module's text")
+            if not self.modules:
+                module, _ = load(self.kernel, self.cpu, SMALL_MODULE)
+                self.modules.append(list(module.areas.values()))
+            pages = self.modules[-1][0].vpns
+        return set_memory(self.kernel, pages.start, len(pages), change)
 
 
 def page_table_frames(kernel: Kernel, processes: Mapping[int, Mm]) -> set[int]:

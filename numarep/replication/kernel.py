@@ -104,6 +104,7 @@ class Area:
     frames: list[int]  # master pages
     node: int | None  # memory node it is bound to (R27)
     replicas: dict[int, list[int]] = field(default_factory=dict)  # memory node -> its pages
+    captured: bool = False  # its frames are a trace's, never given to anybody else
 
     @property
     def vpns(self) -> range:
@@ -148,6 +149,8 @@ class Kernel:
     own: dict[int, dict[int, int]] = field(default_factory=dict)
     # Leaf entries whose frames are replicated: (original table, index) -> node -> first pfn.
     replicated: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    # The same of captured areas that are freed, by (original table, index, captured pfn).
+    released: dict[tuple[int, int, int], dict[int, int]] = field(default_factory=dict)
     reserved: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (first pfn, pages)
     mms: list[Mm] = field(default_factory=list)
     areas: list[Area] = field(default_factory=list)

@@ -13,6 +13,7 @@ shared (R31). Data and ro_after_init data are never replicated (R7).
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,24 +68,24 @@ def load(kernel: Kernel, cpu: Cpu, size: ModuleSize) -> tuple[Module, Work]:
     for part in REPLICATED:
         if part in areas:  # relocation: one plain write, before there are replicas (R22)
             kernel.contents.write(areas[part].frames[0], 0, _RELOCATION)
-    done = kernel.spec.modules and _replicate(kernel, cpu, areas, work)
+    wanted = [areas[part] for part in REPLICATED if part in areas]
+    done = kernel.spec.modules and replicate_all(kernel, cpu, wanted, work)
     for part, area in areas.items():
         if part in _PROTECTION:
             work.extend(set_memory(kernel, area.start, len(area.frames), _PROTECTION[part]))
     return Module(areas, done), work
 
 
-def _replicate(kernel: Kernel, cpu: Cpu, areas: dict[str, Area], work: Work) -> bool:
-    """Replicate text and rodata, or neither (R31)."""
+def replicate_all(kernel: Kernel, cpu: Cpu, areas: Sequence[Area], work: Work) -> bool:
+    """Replicate all of some areas, or none (R31); tell which."""
     done: list[Area] = []
     try:
-        for part in REPLICATED:
-            if part in areas:
-                work.extend(replicate_area(kernel, cpu, areas[part]))
-                done.append(areas[part])
+        for area in areas:
+            work.extend(replicate_area(kernel, cpu, area))
+            done.append(area)
     except FrameError:
         for area in done:
-            work.extend(share_again(kernel, area))
+            work.extend(share_again(kernel, cpu, area))
         return False
     return True
 

@@ -37,7 +37,7 @@ from numarep.units import LINE_BYTES
 
 _CALL = b"\xe8\x00\x00\x00\x00"  # the five bytes of an ftrace or static-call site
 # Assumed: a small driver.
-_MODULE = ModuleSize(text=8, rodata=4, ro_after_init=1, data=3)
+SMALL_MODULE = ModuleSize(text=8, rodata=4, ro_after_init=1, data=3)
 
 
 def disturb(kernel: Kernel, cpu: Cpu, operation: Operation, times: int) -> Work:
@@ -60,7 +60,7 @@ def _patch(kernel: Kernel, cpu: Cpu, times: int) -> Work:
 def _module(kernel: Kernel, cpu: Cpu, times: int) -> Work:
     work = Work()
     for _ in range(times):
-        module, more = load(kernel, cpu, _MODULE)
+        module, more = load(kernel, cpu, SMALL_MODULE)
         work.extend(more)
         work.extend(unload(kernel, module))
     return work

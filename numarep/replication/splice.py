@@ -1,11 +1,12 @@
 """Work spliced into a trace: after each event, the records that replication adds there.
 
 Bursts become loads and stores through the page tables of the process that ran, instructions a
-fetch of the event's own line, CR3 loads and flushes of the own CPU their records. What happens on
-other CPUs (their flushes, interprocessor interrupts) is not in a trace of one CPU and left out.
+fetch of the event's own line, CR3 loads, flushes and interrupts by the own CPU their records. What
+other CPUs do when interrupted (their flushes) is not in a trace of one CPU and left out: the wait
+for it is the interrupt's price.
 
 >>> [kind.name for kind in _SYNC_KIND.values()]
-['CR3', 'INVLPG', 'FLUSH']
+['CR3', 'INVLPG', 'FLUSH', 'IPI']
 """
 
 import dataclasses
@@ -19,7 +20,12 @@ from numarep.replication.work import CURRENT, Burst, Event, Instructions, Run, S
 from numarep.units import MAX_LEVELS, PAGE_SHIFT, PTE
 from numarep.workload.trace import Flag, Pages, Records, Trace, TraceError
 
-_SYNC_KIND = {Sync.CR3_LOAD: Kind.CR3, Sync.FLUSH_PAGE: Kind.INVLPG, Sync.FLUSH_ALL: Kind.FLUSH}
+_SYNC_KIND = {
+    Sync.CR3_LOAD: Kind.CR3,
+    Sync.FLUSH_PAGE: Kind.INVLPG,
+    Sync.FLUSH_ALL: Kind.FLUSH,
+    Sync.IPI: Kind.IPI,
+}
 _Row = tuple[int, ...]  # vpn, pfn, leaf, flags, table pages from PTE to the 5-level PGD
 
 
@@ -57,7 +63,7 @@ class Splice:
                 self.records.append((one.kind, row, one.line, one.times))
 
     def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
-        if event.cpu != cpu.number or event.sync == Sync.IPI:
+        if event.cpu != cpu.number:
             return
         vpn = event.argument if event.sync == Sync.FLUSH_PAGE else 0
         new_root = root

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from numarep.linux.tables import entry_index
 from numarep.replication.kernel import Kernel, Mm
 from numarep.units import TABLE_SHIFT
-from numarep.workload.trace import Pages
+from numarep.workload.trace import Flag, Pages
 
 
 def displaced(values: NDArray[np.int64], mapping: Mapping[int, int]) -> NDArray[np.int64]:
@@ -56,9 +56,15 @@ def _follow_leaves(kernel: Kernel, pages: Pages, home: int, pfn: NDArray[np.int6
     """Exchange the frame of every row whose leaf entry is replicated, in place."""
     column = np.maximum(pages.leaf.astype(np.int64) - 1, 0)[:, None]
     leaf_table = np.take_along_axis(pages.table, column, 1)[:, 0]
-    tables = list({table for table, _ in kernel.replicated})
-    for row in np.flatnonzero((pages.leaf > 0) & np.isin(leaf_table, tables)).tolist():
+    tables = list({table for table, *_ in (*kernel.replicated, *kernel.released)})
+    # What is written there is written before it is replicated (R22): to the master's page.
+    read_only = (pages.leaf > 0) & (pages.flags & Flag.WRITABLE == 0)
+    for row in np.flatnonzero(read_only & np.isin(leaf_table, tables)).tolist():
         leaf, vpn = int(pages.leaf[row]), int(pages.vpn[row])
-        frames = kernel.replicated.get((int(leaf_table[row]), entry_index(vpn, leaf)))
-        if frames is not None:
-            pfn[row] = frames[home] | (vpn & ((1 << (TABLE_SHIFT * (leaf - 1))) - 1))
+        key = int(leaf_table[row]), entry_index(vpn, leaf)
+        offset = vpn & ((1 << (TABLE_SHIFT * (leaf - 1))) - 1)
+        frames = kernel.replicated.get(key, {})
+        if int(pages.pfn[row]) - offset not in frames.values():  # mapped there before or after
+            frames = kernel.released.get((*key, int(pages.pfn[row])), {})
+        if frames:
+            pfn[row] = frames[home] | offset

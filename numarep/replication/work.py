@@ -59,7 +59,7 @@ class Sync(IntEnum):
     CR3_LOAD = 0  # `argument` is the root's pfn
     FLUSH_PAGE = 1  # of `argument`, a vpn
     FLUSH_ALL = 2
-    IPI = 3
+    IPI = 3  # by `cpu` to all others at once, and the wait for them
 
 
 class Event(NamedTuple):

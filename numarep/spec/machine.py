@@ -119,13 +119,14 @@ class LatencySpec(Spec):
     dram_ns: tuple[tuple[float, ...], ...]
     cr3_write_cycles: float
     invlpg_cycles: float
+    ipi_cycles: float  # interrupting all other CPUs at once, and waiting for them
 
     def __post_init__(self) -> None:
         """Refuse latencies out of order and matrices that are not square."""
         require_positive(self, "l1_cycles", "l2_cycles", "stlb_cycles", "llc_ns")
         require(
-            self.cr3_write_cycles >= 0 and self.invlpg_cycles >= 0,
-            "cr3_write_cycles, invlpg_cycles: expected zero or more",
+            min(self.cr3_write_cycles, self.invlpg_cycles, self.ipi_cycles) >= 0,
+            "cr3_write_cycles, invlpg_cycles, ipi_cycles: expected zero or more",
         )
         require(
             self.l1_cycles <= self.l2_cycles,

@@ -131,7 +131,8 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
         "machine": {
             "name": point["machine"],
             "core": {"ghz": 1.0, "base_ipc": point["base_ipc"]},
-            "latency": latency | {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0},
+            "latency": latency
+            | {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0, "ipi_cycles": 5000.0},
             "llc": {"size_bytes": point["llc"], "ways": 16},
         },
         "kernel": {
@@ -175,7 +176,7 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
     fetched = sum(c["leading"] + c["overlapped"] for c in counts if c["access"] == "fetch")
     zero = ("itlb_misses", "dtlb_misses", "stlb_fetch_hits", "stlb_data_hits", "fetch_walks")
     psc = ("psc_pmd_hits", "psc_pud_hits", "psc_pgd_hits", "psc_misses")
-    none = (*zero, "data_walks", *psc, "cr3_writes", "invlpgs", "tlb_flushes")
+    none = (*zero, "data_walks", *psc, "cr3_writes", "invlpgs", "tlb_flushes", "ipis")
     return {
         "instructions": instructions,
         "replica_bytes_per_node": [0, *[_active(point) << 20] * further],

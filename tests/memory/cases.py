@@ -81,6 +81,7 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
             dram_ns=tuple(map(tuple, dram)),
             cr3_write_cycles=100,
             invlpg_cycles=90,
+            ipi_cycles=5000,
         ),
         prefetch=PrefetchSpec(next_line_fetch=rng.random() < 0.3, adjacent_line=rng.random() < 0.3),
         pcid=rng.random() < 0.3,
@@ -123,7 +124,7 @@ def random_records(rng: random.Random, pages: int, count: int) -> list[Record]:
     for _ in range(count):
         kind = rng.choice(["fetch", "load", "load", "store"])
         if rng.random() < serialising:
-            kind = rng.choice(["cr3", "invlpg", "flush"])
+            kind = rng.choice(["cr3", "invlpg", "flush", "ipi"])
         repeats = rng.choice([0, 1, 1, 2, 9]) if kind == "fetch" else rng.choice([1, 1, 3])
         records.append(
             Record(

@@ -182,6 +182,7 @@ def test_price_of_a_hand_made_run():
     counts.events[Event.CR3_WRITES] = 2
     counts.events[Event.TLB_FLUSHES] = 1
     counts.events[Event.INVLPGS] = 3
+    counts.events[Event.IPIS] = 2
     counts.events[Event.STLB_FETCH_HITS] = 4
     counts.events[Event.STLB_DATA_HITS] = 5
     counts.served[Access.FETCH, 0, 0, Service.L1, 1, 0] = 400
@@ -189,7 +190,7 @@ def test_price_of_a_hand_made_run():
     counts.served[Access.LOAD, 0, 0, Service.REMOTE_LLC, 0, 0] = 3
     counts.served[Access.LOAD_WALK, 2, 0, Service.L1, 1, 1] = 7
     counts.served[Access.STORE, 0, 0, Service.DRAM, 0, 1] = 2
-    base = 400 / 2 / 2 + 3 * 100 / 2 + 3 * 90 / 2 + 4 * 7 / 2
+    base = 400 / 2 / 2 + 3 * 100 / 2 + 3 * 90 / 2 + 2 * 5000 / 2 + 4 * 7 / 2
     fetch = 10 * (12 - 4) / 2
     load = 3 * (machine.latency.remote_llc_ns[1][0] - 2)
     rest = 7 * 2 + 2 * (machine.latency.dram_ns[1][0] - 2) + 5 * 7 / 2

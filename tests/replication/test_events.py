@@ -170,8 +170,3 @@ def test_r38_a_kernel_without_a_watched_symbol_gives_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_missing(set(watched(5)), levels=5)
-
-
-def test_r30_r38_an_event_without_a_clue_to_its_range_gives_a_warning() -> None:
-    with pytest.warns(ReplicationWarning, match="load_module is entered"):
-        charged(2, (3, "load_module"))

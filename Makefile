@@ -1,5 +1,5 @@
 # make sweep [ARGS="workload=kill out=/tmp/kill"]   install what it needs, run the main job
-# make report [ARGS="..."]                          the same and layout noise, then a report
+# make report [ARGS="..."]                          the same, layout noise, then a report
 # make test                                         install what it needs, run every check
 # make constraints                                  pin the newest versions that fit pyproject.toml
 # Uses uv where it is installed, python3's venv and pip elsewhere.
@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv)
 ARGS ?=
+nocachesim = no C compiler, so no pycachesim (source only): what compares with it skips
 
 ifdef UV
 venv = $(UV) venv --quiet --allow-existing $(VENV)
@@ -27,6 +28,7 @@ sweep: $(VENV)/.sweep
 report: $(VENV)/.report
 	@$(BIN)/python -m numarep.sweep out=results/seed_table $(ARGS)
 	@$(BIN)/python -m numarep.sweep study=layout_noise out=results/seed_table > /dev/null
+	@$(BIN)/python -m tests.agreement results/seed_table
 	@$(BIN)/python -m analysis.report results/seed_table
 
 test: $(VENV)/.test
@@ -54,11 +56,11 @@ $(VENV)/.sweep: pyproject.toml constraints.txt
 $(VENV)/.report: $(VENV)/.sweep
 	@echo "== installing what reports need"
 	@$(install) -e '.[report]'
+	@$(install) -e '.[bench]' 2> /dev/null || echo "$(nocachesim)"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.sweep
 	@echo "== installing the checks"
 	@$(install) -e '.[test]'
-	@$(install) -e '.[bench]' 2> /dev/null || \
-	  echo "no C compiler, so no pycachesim (source only): what compares with it skips"
+	@$(install) -e '.[bench]' 2> /dev/null || echo "$(nocachesim)"
 	@touch $@

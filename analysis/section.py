@@ -14,11 +14,15 @@ Draw = Callable[[Width], Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report reads: the runs as `analysis.cases`, their counts, and manifests by folder."""
+    """What a report reads: the runs as `analysis.cases`, their counts, and manifests by folder.
+
+    `agreement` is what independent simulators say (`analysis.agreement`).
+    """
 
     cases: pl.LazyFrame
     counts: pl.LazyFrame
     manifests: Mapping[str, Mapping[str, Any]]
+    agreement: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 @dataclass(frozen=True)

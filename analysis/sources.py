@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from analysis import agreement
 from analysis.cases import cases
 from analysis.section import Evidence
 from numarep.results import (
@@ -56,7 +57,7 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     together = _once(runs, ["run_id"])
     table = cases(together)
     notes += _failures(table)
-    evidence = Evidence(table, _once(counts, COUNTS.names[:6]), manifests)
+    evidence = Evidence(table, _once(counts, COUNTS.names[:6]), manifests, agreement.of(kept))
     return Sources(evidence, together, notes)
 
 

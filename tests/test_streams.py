@@ -1,19 +1,18 @@
 """Plain streams: the published latencies come back out, and an independent simulator agrees."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from numpy.typing import NDArray
 
 from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.memory.kinds import Kind
 from numarep.price import price, stalls
-from numarep.spec import CacheSpec, MachineSpec, SpecError, parse
+from numarep.spec import MachineSpec, SpecError, parse
 from numarep.streams import NODE_BYTES, chase, count_stream, toy_machine
 from numarep.units import cycles_to_ns
+from tests.agreement import WALK_READS, our_misses, random_loads, their_misses
 
 CONF = Path(__file__).parents[1] / "conf" / "machine"
 KIB, MIB = 1 << 10, 1 << 20
@@ -78,39 +77,12 @@ def test_every_node_serves_its_own_addresses(machine: MachineSpec) -> None:
     assert (walks > 0).all()
 
 
-def misses(machine: MachineSpec, address: NDArray[np.int64]) -> tuple[int, int]:
-    """Count misses of L1D and L2 by loads alone, walks left out."""
-    counts = count_stream(machine, np.full(len(address), Kind.LOAD, np.uint8), address, page="1G")
-    served = counts.served[Access.LOAD, 0].sum(axis=(0, 2, 3))
-    return int(served[Service.L2 :].sum()), int(served[Service.LLC :].sum())
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_misses_equal_those_of_an_independent_simulator(seed: int) -> None:
-    cachesim = pytest.importorskip("cachesim", reason="pycachesim is an extra of benchmarks")
-    rng = np.random.default_rng(seed)
-    sets, ways = int(2 ** rng.integers(2, 6)), int(rng.integers(1, 9))
-    wide = 4 * sets
-    machine = dataclasses.replace(
-        toy_machine(),
-        l1d=CacheSpec(size_bytes=sets * ways * 64, ways=ways),
-        l2=CacheSpec(size_bytes=wide * ways * 64, ways=ways),
-        llc=CacheSpec(size_bytes=1 << 26, ways=16),  # holds everything: no back-invalidation
-    )
-    address = rng.zipf(1.2, 20_000) % (8 * wide * ways) * 64
-    memory = cachesim.MainMemory()
-    second = cachesim.Cache("L2", wide, ways, 64, "LRU")
-    first = cachesim.Cache("L1", sets, ways, 64, "LRU", load_from=second, store_to=second)
-    memory.load_to(second)
-    memory.store_from(second)
-    theirs = cachesim.CacheSimulator(first, memory)
-    for item in address.tolist():
-        theirs.load(item, length=1)
-    stats = list(theirs.stats())
-    expected = stats[0]["MISS_count"], stats[1]["MISS_count"]
-    # One walk for the only page: its reads go through L1D and L2 too, first of all.
-    found = misses(machine, address)
-    assert found == pytest.approx(expected, abs=4)
+    pytest.importorskip("cachesim", reason="pycachesim is an extra of benchmarks")
+    machine, address = random_loads(seed)
+    expected = their_misses(machine, address)
+    assert our_misses(machine, address) == pytest.approx(expected, abs=WALK_READS)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import compare, page, report
-from analysis.section import Column, Table
+from analysis import agreement, compare, page, report, trust
+from analysis.section import Column, Section, Table
+from analysis.sources import open_sources
 from tests.analysis import made
 
 RUNS, COUNTS, MANIFEST = "runs.parquet", "counts.parquet", "manifest.json"
@@ -191,6 +192,20 @@ def test_comparison_of_a_folder_with_itself(
     text = capsys.readouterr().out
     assert "Of 1 gains, 1 are the same" in text
     assert "settings and versions are the same" in text
+
+
+def test_what_other_simulators_say_is_shown(tmp_path: Path) -> None:
+    path = few(tmp_path / "results")
+    assert agreement.COMMAND in trust_of(path).commands
+    row = {"simulator": "another", "machine": "m", "stream": "s", "compared": 2, "equal": 1}
+    pl.DataFrame([row], schema=agreement.SCHEMA).write_parquet(path / agreement.FILE)
+    section = trust_of(path)
+    assert "another in 0 of 1" in section.answer
+    assert "simulators" not in section.missing
+
+
+def trust_of(path: Path) -> Section:
+    return trust.section(open_sources([path]).evidence)
 
 
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

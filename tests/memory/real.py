@@ -2,9 +2,13 @@
 
 import numpy as np
 
-from numarep.memory.system import Stream, Translations
+from numarep.memory.counts import Counts, new_counts
+from numarep.memory.kinds import Kind
+from numarep.memory.system import Stream, Translations, new_system, run
+from numarep.spec import MachineSpec
 from numarep.workload.dataset import open_dataset
 from numarep.workload.trace import Flag
+from tests.twin import Page, Record, Twin
 
 DATASET = "debian-6.1"
 
@@ -29,3 +33,28 @@ def bundled(capture: str, workload: str) -> tuple[Stream, Translations, np.ndarr
         region=np.zeros(len(pages.vpn), np.int64),
     )
     return Stream(records.kind, records.page, records.line, records.count), translations, ends
+
+
+def on_slices(spec: MachineSpec, capture: str, workload: str) -> tuple[Counts, Twin]:
+    """Run slices of a trace through the core and its twin, two sockets taking turns on each."""
+    stream, translations, ends = bundled(capture, workload)
+    size = 3000
+    starts = [0, len(stream.kind) // 2]
+    system, counts = new_system(spec, (0, 1), ends), new_counts(2, 1)
+    twin = Twin(spec, (0, 1), ends)
+    pages = {}
+    for start in starts:
+        stop = min(start + size, len(stream.kind))
+        rows = zip(*(column[start:stop].tolist() for column in stream), strict=True)
+        records = [Record(Kind(kind).name.lower(), *rest) for kind, *rest in rows]
+        pages |= {record.page: real_page(translations, record.page) for record in records}
+        for cpu in (0, 1, 0):
+            run(system, cpu, stream, translations, start, stop, counts)
+            twin.run(cpu, records, pages)
+    return counts, twin
+
+
+def real_page(translations, row):
+    vpn, pfn, leaf, is_global, root = (int(column[row]) for column in translations[:5])
+    table = {level: int(pfn) for level, pfn in enumerate(translations.table[row], 1) if pfn >= 0}
+    return Page(vpn, pfn, leaf, bool(is_global), root, table, 0)

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numarep.memory.counts import Event, new_counts
-from numarep.memory.kinds import Kind
-from numarep.memory.system import new_system, run
+from numarep.memory.counts import Event
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
     events_by_name,
@@ -20,8 +18,7 @@ from tests.memory.cases import (
     served_by_name,
     small_machine,
 )
-from tests.memory.real import bundled
-from tests.twin import Page, Record, Twin
+from tests.memory.real import on_slices
 
 
 @settings(max_examples=500, deadline=None)
@@ -62,26 +59,7 @@ def test_random_cases_reach_every_event_and_service():
 def test_equals_twin_on_slices_of_real_traces(machine, capture, workload):
     """Two sockets take turns on the same slice, so that they share what they run."""
     spec = machine_preset(machine) if machine != "small" else small_machine(random.Random(5), 2)
-    stream, translations, ends = bundled(capture, workload)
-    size = 3000
-    starts = [0, len(stream.kind) // 2]
-    system, counts = new_system(spec, (0, 1), ends), new_counts(2, 1)
-    twin = Twin(spec, (0, 1), ends)
-    pages = {}
-    for start in starts:
-        stop = min(start + size, len(stream.kind))
-        rows = zip(*(column[start:stop].tolist() for column in stream), strict=True)
-        records = [Record(Kind(kind).name.lower(), *rest) for kind, *rest in rows]
-        pages |= {record.page: real_page(translations, record.page) for record in records}
-        for cpu in (0, 1, 0):
-            run(system, cpu, stream, translations, start, stop, counts)
-            twin.run(cpu, records, pages)
+    counts, twin = on_slices(spec, capture, workload)
     assert np.count_nonzero(counts.served) > 30
     assert served_by_name(counts) == dict(twin.served)
     assert events_by_name(counts) == {name: n for name, n in twin.events.items() if n}
-
-
-def real_page(translations, row):
-    vpn, pfn, leaf, is_global, root = (int(column[row]) for column in translations[:5])
-    table = {level: int(pfn) for level, pfn in enumerate(translations.table[row], 1) if pfn >= 0}
-    return Page(vpn, pfn, leaf, bool(is_global), root, table, 0)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from numarep.linux.boot_node import move_tables, moved
 from numarep.linux.frames import Frames, colours_of
 from numarep.linux.image import Image, image_from_symbols
 from numarep.linux.layout import Region, aligned, regions
@@ -135,7 +136,12 @@ def simulate(spec: RunSpec) -> Outcome:
         return _chase(spec, spec.workload)
     labels = _labels(spec)
     captured = captured_cpu_node(spec)
-    replication = dataclasses.replace(spec.replication, master_node=0)
+    boot = spec.replication.boot_node
+    replication = dataclasses.replace(
+        spec.replication,
+        master_node=0,
+        boot_node=None if boot is None else labels.index(boot),
+    )
     found = _simulate(
         dataclasses.replace(spec, cpu_node=captured, replication=replication), spec.workload
     )
@@ -180,6 +186,8 @@ def _simulate(spec: RunSpec, workload: WorkloadSpec) -> Outcome:
     root = kernel_root_of(window.tables, window.image)
     frames = Frames(window.ranges, _used_frames(spec, window, root), colours_of(spec.machine))
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
+    if spec.replication.boot_node is not None:
+        window = _booted_on(spec.replication.boot_node, window, root, frames)
     replicated = _replicate(spec, window, frames) if spec.replication.active else None
     counts = _drive(spec, window, replicated, master)
     kernel = replicated.kernel if replicated else None
@@ -208,6 +216,18 @@ def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
     return Outcome(counts, workload.home_node, none, none)
 
 
+def _booted_on(node: int, window: _Window, root: int, frames: Frames) -> _Window:
+    """Return the window with the kernel's shared tables on the boot CPU's node."""
+    first, whole = first_frame(window.tables, root, window.image.text), window.image.whole
+    start = first - ((window.image.text.start - whole.start) >> PAGE_SHIFT)
+    image = range(start, start + whole.pages)
+    new = move_tables(window.tables, root, frames, node, image=image)
+    direct_map = _bases(window.meta)["direct_map"]
+    return dataclasses.replace(
+        window, trace=moved(window.trace, window.tables, root, new, direct_map)
+    )
+
+
 def _used_frames(spec: RunSpec, window: _Window, root: int) -> set[int]:
     """List frames that are not free, mapping the memory of nodes the capture did not have."""
     pages, bases = window.trace.pages, _bases(window.meta)
@@ -234,9 +254,10 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
             frames,
             bases=_bases(window.meta),
             pti=spec.kernel.pti,
+            cpu_nodes=_boot_cpu_first(spec, frames.nodes),
         )
     )
-    cpu = kernel.cpus[spec.cpu_node]
+    cpu = next(cpu for cpu in kernel.cpus if cpu.node == spec.cpu_node)
     modules = [adopt_module(kernel, cpu, vpns) for vpns in _module_pages(window.meta)]
     warn_of_missing(window.names, window.meta.levels)
     replay = Replay(
@@ -252,6 +273,13 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
     if spec.replication.costs == "waived":
         trace = window.trace
     return _Replicated(kernel, trace, replay.processes)
+
+
+def _boot_cpu_first(spec: RunSpec, nodes: int) -> list[int]:
+    """List the node of every CPU, one a node; the captured boot CPU was the only one."""
+    boot = spec.replication.boot_node
+    first = spec.cpu_node if boot is None else boot
+    return [first, *(node for node in range(nodes) if node != first)]
 
 
 def _module_pages(meta: CaptureMeta) -> list[range]:

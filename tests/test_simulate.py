@@ -145,6 +145,31 @@ def test_a_master_node_the_machine_lacks_is_refused(baseline: RunSpec, node: int
         series(baseline, master_node=node)
 
 
+@pytest.mark.parametrize("name", ["none", "series"])
+def test_r13_r14_the_boot_cpus_node_holds_the_shared_tables_and_nothing_else(
+    baseline: RunSpec, name: str
+) -> None:
+    """But for its PGD, the direct map's walks read the boot node's tables."""
+    run = with_window(cold(baseline), "quiet")
+    spec = parse(type(run.replication), conf(f"replication/{name}.yaml"))
+    served = {}
+    for boot in (None, 0, 1):
+        replication = dataclasses.replace(spec, boot_node=boot)
+        served[boot] = simulate(dataclasses.replace(run, replication=replication)).counts.served
+    for boot in (0, 1):
+        walks = served[boot][Access.LOAD_WALK, :, Region.DIRECT_MAP, Service.DRAM]
+        assert walks[1:4, boot].sum() > 0 == walks[1:4, 1 - boot].sum()
+    np.testing.assert_array_equal(served[None], served[0])  # the small kernel was booted there
+    np.testing.assert_array_equal(served[0].sum(4), served[1].sum(4))  # nodes alone differ
+    own = served[0][: Access.FETCH_WALK, 0] - served[1][: Access.FETCH_WALK, 0]
+    assert not own[:, [r for r in Region if r != Region.PAGE_TABLES]].any()
+
+
+def test_a_boot_node_the_machine_lacks_is_refused(baseline: RunSpec) -> None:
+    with pytest.raises(SpecError, match=r"replication.boot_node: expected null or 0 to 1"):
+        series(baseline, boot_node=2)
+
+
 def test_replication_makes_remote_text_and_its_tables_local(baseline: RunSpec) -> None:
     run = cold(baseline)
     before, after = simulate(run).counts.served, simulate(series(run)).counts.served

@@ -192,7 +192,8 @@ def _preallocate_vmalloc(kernel: Kernel) -> None:
     level = kernel.tables.levels
     index = entry_index(kernel.bases["vmalloc"] >> PAGE_SHIFT, level)
     if not kernel.tables.entry(kernel.root, index):
-        table = kernel.new_table(level - 1, kernel.master, like=kernel.root, what="shared")
+        node = kernel.node_home(kernel.cpus[0])
+        table = kernel.new_table(level - 1, node, like=kernel.root, what="shared")
         kernel.tables.set_entry(level, kernel.root, index, table << PAGE_SHIFT | _TABLE_FLAGS)
 
 

@@ -111,6 +111,8 @@ class ReplicationSpec(Spec):
 
     name: str
     master_node: int  # holds the image (R3), also where nothing is replicated
+    # Of the boot CPU, which allocates the kernel's shared tables (R13, R14); none: as captured.
+    boot_node: int | None
     aligned: bool  # needs a kernel whose text and rodata are whole 2 MiB leaves (R6)
     tables: bool  # init PGDs, and the window's P4D, PUD and PMD pages (R10)
     text: bool
@@ -178,6 +180,11 @@ class RunSpec(Spec):
             0 <= self.replication.master_node < self.machine.nodes,
             f"replication.master_node: expected 0 to {self.machine.nodes - 1} on "
             f"{self.machine.name}, got {self.replication.master_node}",
+        )
+        require(
+            self.replication.boot_node in (None, *range(self.machine.nodes)),
+            f"replication.boot_node: expected null or 0 to {self.machine.nodes - 1} on "
+            f"{self.machine.name}, got {self.replication.boot_node}",
         )
         require(
             not self.replication.aligned or self.kernel.layout != "captured",

@@ -32,6 +32,13 @@ from numarep.spec import MachineSpec
 from numarep.units import cycles_to_ns
 
 
+class Added(NamedTuple):
+    """What traffic adds to latencies, in ns: float64[node], by home or forwarding node."""
+
+    dram_ns: NDArray[np.float64]
+    remote_llc_ns: NDArray[np.float64]
+
+
 class Price(NamedTuple):
     """What a run costs: as modelled, and its bounds."""
 
@@ -40,7 +47,7 @@ class Price(NamedTuple):
     time_overlapped_ns: float
 
 
-def _latency_ns(machine: MachineSpec, cpu_node: int) -> NDArray[np.float64]:
+def _latency_ns(machine: MachineSpec, cpu_node: int, added: Added | None) -> NDArray[np.float64]:
     """Load-to-use latencies seen by a CPU of a node, float64[served_by, node]."""
     latency, ghz = machine.latency, machine.core.ghz
     table = np.empty((len(Service), machine.nodes))
@@ -49,10 +56,15 @@ def _latency_ns(machine: MachineSpec, cpu_node: int) -> NDArray[np.float64]:
     table[Service.LLC] = latency.llc_ns
     table[Service.REMOTE_LLC] = latency.remote_llc_ns[cpu_node]
     table[Service.DRAM] = latency.dram_ns[cpu_node]
+    if added is not None:
+        table[Service.REMOTE_LLC] += added.remote_llc_ns
+        table[Service.DRAM] += added.dram_ns
     return table
 
 
-def stalls(counts: Counts, machine: MachineSpec, cpu_node: int) -> NDArray[np.float64]:
+def stalls(
+    counts: Counts, machine: MachineSpec, cpu_node: int, added: Added | None = None
+) -> NDArray[np.float64]:
     """Return the stall of every cell of `counts.served`, in ns, were nothing to overlap.
 
     Parameters
@@ -62,12 +74,14 @@ def stalls(counts: Counts, machine: MachineSpec, cpu_node: int) -> NDArray[np.fl
     machine : MachineSpec
     cpu_node : int
         The CPU's node: the row of the latency matrices.
+    added : Added, optional
+        By other CPUs' traffic (see `loaded`); none on an idle machine.
 
     Returns
     -------
     float64[access, level, region, served_by, node, overlap]
     """
-    walk_ns = _latency_ns(machine, cpu_node)
+    walk_ns = _latency_ns(machine, cpu_node, added)
     access_ns = walk_ns - walk_ns[Service.L1]
     each_ns = np.empty((len(Access), 1, 1, *walk_ns.shape, 1))
     each_ns[: Access.FETCH_WALK] = access_ns[:, :, np.newaxis]
@@ -76,7 +90,7 @@ def stalls(counts: Counts, machine: MachineSpec, cpu_node: int) -> NDArray[np.fl
     return stall_ns
 
 
-def price(counts: Counts, machine: MachineSpec, cpu_node: int) -> Price:
+def price(counts: Counts, machine: MachineSpec, cpu_node: int, added: Added | None = None) -> Price:
     """Return the time one CPU's counts take on a machine, and its bounds, in ns."""
     events, latency, ghz = counts.events, machine.latency, machine.core.ghz
     cr3_writes = int(events[Event.CR3_WRITES] + events[Event.TLB_FLUSHES])
@@ -89,7 +103,7 @@ def price(counts: Counts, machine: MachineSpec, cpu_node: int) -> Price:
     )
     data_stlb_ns = cycles_to_ns(int(events[Event.STLB_DATA_HITS]) * latency.stlb_cycles, ghz=ghz)
     base_ns = [cycles_to_ns(cycles, ghz=ghz) for cycles in base_cycles]
-    stall_ns = stalls(counts, machine, cpu_node)
+    stall_ns = stalls(counts, machine, cpu_node, added)
     leading_ns = stall_ns[..., Overlap.LEADING]
     fetch_ns = leading_ns[[Access.FETCH, Access.FETCH_WALK]]
     return Price(

@@ -57,7 +57,8 @@ from numarep.workload.trace import Flag, Pages, Trace, select
 
 # Raise when counts or times of the same spec change: results of different models never mix.
 MODEL_VERSION = 3
-# What only pricing reads (see price.py): points that differ in nothing else share one simulation.
+# What only pricing reads of a machine (see price.py); points that differ in nothing else, and in
+# the run's `load`, share one simulation.
 _PRICED = {"latency": None, "core": ("ghz", "base_ipc")}
 
 
@@ -112,6 +113,7 @@ class _Replicated:
 def state_key(spec: RunSpec) -> str:
     """Hash what counting depends on; specs that differ only in what pricing reads share it."""
     mapping = as_mapping(spec)
+    del mapping["load"]
     machine = mapping["machine"]
     for part, fields in _PRICED.items():
         if fields is None:

@@ -135,6 +135,7 @@ def run_of(window: str, **changes: object) -> RunSpec:
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
         "home_llc": "cold",
+        "load": {"cpus_per_node": 0},
         "cpu_node": 1,
         "seed": 1,
     }

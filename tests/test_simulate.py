@@ -42,6 +42,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
         "home_llc": "cold",
+        "load": {"cpus_per_node": 0},
         "cpu_node": 1,
         "seed": 1,
     }

@@ -44,6 +44,7 @@ RUNS = pa.schema(
         ("time_ns", pa.float64()),
         ("time_serial_ns", pa.float64()),
         ("time_overlapped_ns", pa.float64()),
+        ("load_share", pa.float64()),  # null without load; from 1 on, saturated (see loaded)
         ("replica_bytes_per_node", _per_node),
         ("table_pages_per_node", _per_node),
         ("home_llc", pa.string()),
@@ -110,6 +111,7 @@ class RunResult:
     time_ns: float
     time_serial_ns: float
     time_overlapped_ns: float
+    load_share: float | None
     replica_bytes_per_node: tuple[int, ...]
     table_pages_per_node: tuple[int, ...]
     events: Mapping[str, int]  # instructions, references and EVENTS

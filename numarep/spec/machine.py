@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import itertools
 
 from numarep.spec.base import Spec, require, require_positive
 from numarep.units import LINE_BYTES
@@ -104,6 +105,38 @@ class PrefetchSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedSpec(Spec):
+    """How traffic slows a node's memory down: `added_ns` to a read at `memory_gb_per_s`.
+
+    `link_gb_per_s` is the most that a link between two sockets carries one way (see `loaded`).
+    """
+
+    memory_gb_per_s: tuple[float, ...]
+    added_ns: tuple[float, ...]
+    link_gb_per_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse a curve that falls, starts anywhere but at nothing, or doesn't end rising."""
+        require_positive(self, "link_gb_per_s")
+        traffic, added = self.memory_gb_per_s, self.added_ns
+        require(
+            len(traffic) == len(added) > 1,
+            f"added_ns: expected one for each of two or more bandwidths, got {len(added)} for "
+            f"{len(traffic)}",
+        )
+        require(traffic[0] == 0, f"memory_gb_per_s: expected 0.0 first, got {traffic[0]}")
+        require(added[0] == 0, f"added_ns: expected 0.0 first, got {added[0]}")
+        require(
+            all(less < more for less, more in itertools.pairwise(traffic)),
+            f"memory_gb_per_s: expected rising bandwidths, got {list(traffic)}",
+        )
+        require(
+            all(less <= more for less, more in itertools.pairwise(added)) and added[-2] < added[-1],
+            f"added_ns: expected never to fall and to end rising, got {list(added)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencySpec(Spec):
     """Idle load-to-use latencies; only pricing reads them, counting never does.
 
@@ -120,6 +153,7 @@ class LatencySpec(Spec):
     cr3_write_cycles: float
     invlpg_cycles: float
     ipi_cycles: float  # interrupting all other CPUs at once, and waiting for them
+    loaded: LoadedSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse latencies out of order and matrices that are not square."""

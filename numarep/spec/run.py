@@ -157,6 +157,20 @@ class ReplicationSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadSpec(Spec):
+    """What else the machine does: further CPUs on every node doing the same (see loaded)."""
+
+    cpus_per_node: int
+
+    def __post_init__(self) -> None:
+        """Refuse fewer CPUs than none."""
+        require(
+            self.cpus_per_node >= 0,
+            f"cpus_per_node: expected zero or more, got {self.cpus_per_node}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
     """One point of a study, complete: the same spec always gives the same result."""
 
@@ -168,6 +182,7 @@ class RunSpec(Spec):
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
     cpu_node: int
     seed: int
+    load: LoadSpec
 
     def __post_init__(self) -> None:
         """Refuse a CPU on a node the machine doesn't have."""
@@ -185,6 +200,11 @@ class RunSpec(Spec):
             self.replication.boot_node in (None, *range(self.machine.nodes)),
             f"replication.boot_node: expected null or 0 to {self.machine.nodes - 1} on "
             f"{self.machine.name}, got {self.replication.boot_node}",
+        )
+        require(
+            self.load.cpus_per_node == 0 or self.machine.latency.loaded is not None,
+            f"load.cpus_per_node: expected 0, because no loaded latencies of {self.machine.name} "
+            "are known (machine.latency.loaded)",
         )
         require(
             not self.replication.aligned or self.kernel.layout != "captured",

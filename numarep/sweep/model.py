@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.linux.layout import Region
+from numarep.loaded import under_load
 from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.price import price, stalls
 from numarep.results import RunResult
@@ -46,13 +47,16 @@ def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
 
 
 def _priced(outcome: Outcome, spec: RunSpec) -> RunResult:
-    priced = price(outcome.counts, spec.machine, spec.cpu_node)
-    stall = stalls(outcome.counts, spec.machine, spec.cpu_node)
+    counted, machine, node = outcome.counts, spec.machine, spec.cpu_node
+    load = under_load(counted, machine, node, spec.load.cpus_per_node)
+    priced = price(counted, machine, node, load.added)
+    stall = stalls(counted, machine, node, load.added)
     return RunResult(
         master_node=outcome.master_node,
         time_ns=priced.time_ns,
         time_serial_ns=priced.time_serial_ns,
         time_overlapped_ns=priced.time_overlapped_ns,
+        load_share=load.share,
         replica_bytes_per_node=outcome.replica_bytes_per_node,
         table_pages_per_node=outcome.table_pages_per_node,
         events={event.name.lower(): int(outcome.counts.events[event]) for event in Event},

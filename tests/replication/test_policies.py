@@ -77,6 +77,7 @@ def outcome(name: str, window: str, cpu_node: int = 1, **changes: str) -> Outcom
         "replication": conf(f"replication/{name}.yaml") | changes,
         "cache_state": "cold",
         "home_llc": "cold",
+        "load": {"cpus_per_node": 0},
         "cpu_node": cpu_node,
         "seed": 1,
     }

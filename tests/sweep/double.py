@@ -56,6 +56,7 @@ def _result(spec: RunSpec) -> RunResult:
         time_ns=time_ns,
         time_serial_ns=time_ns * 1.25,
         time_overlapped_ns=time_ns * 0.75,
+        load_share=None,
         replica_bytes_per_node=(0, 4096 * spec.replication.text),
         table_pages_per_node=(0, 3),
         events={name: number + i for i, name in enumerate(["instructions", "references", *EVENTS])},

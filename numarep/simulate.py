@@ -35,7 +35,7 @@ from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
-from numarep.replication.account import Row, account
+from numarep.replication.account import Row, account, padding
 from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import (
     align_tables,
@@ -51,7 +51,7 @@ from numarep.replication.module_clues import LOAD
 from numarep.replication.view import on_node
 from numarep.spec import ChaseSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
-from numarep.units import PAGE_BYTES, PAGE_SHIFT
+from numarep.units import PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
 from numarep.workload.trace import Flag, Pages, Trace, select
 
@@ -190,15 +190,22 @@ def _simulate(spec: RunSpec, workload: WorkloadSpec) -> Outcome:
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
     if spec.replication.boot_node is not None:
         window = _booted_on(spec.replication.boot_node, window, root, frames)
-    replicated = _replicate(spec, window, frames) if spec.replication.active else None
+    replicated = _replicate(spec, window, frames) if spec.replication.built_in else None
     counts = _drive(spec, window, replicated, master)
-    kernel = replicated.kernel if replicated else None
+    if replicated:
+        memory = account(replicated.kernel, spec.kernel.max_numnodes)
+    else:
+        memory = padding(window.image, spec.replication, master)
+    static, tables = (
+        {row.node: row for row in memory if row.mechanism == mechanism}
+        for mechanism in ("static", "tables")
+    )
     return Outcome(
         counts,
         master,
-        _pages(kernel, frames.nodes, "static", PAGE_BYTES),
-        _pages(kernel, frames.nodes, "tables", 1),
-        tuple(account(kernel)) if kernel else (),
+        tuple(static[node].bytes if node in static else 0 for node in range(frames.nodes)),
+        tuple(tables[node].pages if node in tables else 0 for node in range(frames.nodes)),
+        tuple(memory),
     )
 
 
@@ -237,13 +244,6 @@ def _used_frames(spec: RunSpec, window: _Window, root: int) -> set[int]:
     for memory in window.ranges:
         used |= {*map_node(window.tables, root, memory, bases, global_pages=not spec.kernel.pti)}
     return used | set(window.tables.pages)
-
-
-def _pages(kernel: Kernel | None, nodes: int, mechanism: str, unit: int) -> tuple[int, ...]:
-    """Return what a mechanism holds on every node, pages times `unit`."""
-    rows = account(kernel) if kernel else []
-    held = {row.node: row.pages for row in rows if row.mechanism == mechanism}
-    return tuple(held.get(node, 0) * unit for node in range(nodes))
 
 
 def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:

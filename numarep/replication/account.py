@@ -9,6 +9,7 @@ A test holds them equal, and to two boot logs of the series.
 (16384, 8192)
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from numarep.linux.image import Image
@@ -19,16 +20,22 @@ from numarep.units import ENTRY_BYTES, MAX_LEVELS, PAGE_BYTES, PAGES_PER_PMD, PM
 
 
 class Row(NamedTuple):
-    """Memory of one mechanism on one node."""
+    """Memory of one mechanism on one node.
 
-    mechanism: str  # static | tables | area_tables | modules | processes | private
+    static: copies of text and rodata. tables: of the kernel's tables, made at boot; area_tables:
+    PTE pages made later. modules: copies of modules, BPF images and other areas. processes: further
+    PGDs; private: tables a process has for itself; user_tables: copies of tables below its PGD.
+    pointers: the PGD pointers in every mm_struct. padding: of text and rodata to 2 MiB, once.
+    """
+
+    mechanism: str
     node: int
-    pages: int
+    pages: int  # that the bytes fill, the last one perhaps in part
+    bytes: int
 
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.pages * PAGE_BYTES
+
+def _row(mechanism: str, node: int, size: int) -> Row:
+    return Row(mechanism, node, -(-size // PAGE_BYTES), size)
 
 
 def static_bytes_of(text_bytes: int, rodata_bytes: int) -> int:
@@ -70,28 +77,44 @@ def module_bytes(nodes: int, text_pages: int, rodata_pages: int, *, own_ptes: bo
     return (nodes - 1) * (pages + ptes) * PAGE_BYTES
 
 
-def account(kernel: Kernel) -> list[Row]:
-    """List the memory that replication holds now, by mechanism and node; zeros left out."""
-    node_of = kernel.frames.node_of
-    pages: dict[tuple[str, int], int] = {}
+def padding(image: Image, spec: ReplicationSpec, master: int) -> list[Row]:
+    """List what alignment costs the master node, replicated or not."""
+    size = padding_bytes(image) if spec.aligned else 0
+    return [_row("padding", master, size)] if size else []
 
-    def add(mechanism: str, node: int, count: int) -> None:
-        pages[mechanism, node] = pages.get((mechanism, node), 0) + count
 
+def account(kernel: Kernel, max_numnodes: int) -> list[Row]:
+    """List the memory that replication holds now, by mechanism and node; zeros left out.
+
+    Parameters
+    ----------
+    max_numnodes : int
+        Nodes the kernel is built for: as many pointers are in every mm_struct.
+    """
+    spec, node_of = kernel.spec, kernel.frames.node_of
+    pages: Counter[tuple[str, int]] = Counter()
     for node, reserved in kernel.reserved.items():
-        add("static", node, sum(count for _, count in reserved))
-    boot_ptes = PTE if kernel.spec.clone_ptes else PTE + 1
+        pages["static", node] += sum(count for _, count in reserved)
+    boot_ptes = PTE if spec.clone_ptes else PTE + 1
     for own in kernel.own.values():
         for copy in own.values():
             is_boot = kernel.tables.level_of[copy] >= boot_ptes
-            add("tables" if is_boot else "area_tables", node_of(copy), 1)
+            pages["tables" if is_boot else "area_tables", node_of(copy)] += 1
     for area in kernel.areas:
         for node, frames in area.replicas.items():
-            add("modules", node, len(frames))
+            pages["modules", node] += len(frames)
     for mm in kernel.mms:
         for node in mm.pgd:
             if node != mm.original:
-                add("processes", node, PGD_PAGES)
+                pages["processes", node] += PGD_PAGES
         for copy in mm.private.values():
-            add("private", node_of(copy), 1)
-    return [Row(name, node, count) for (name, node), count in sorted(pages.items()) if count]
+            pages["private", node_of(copy)] += 1
+    for copy in (c for copies in kernel.user_copies.values() for c in copies.values()):
+        if copy in kernel.frames.in_use:
+            pages["user_tables", node_of(copy)] += 1
+    rows = [_row(*key, count * PAGE_BYTES) for key, count in pages.items()]
+    if spec.built_in:
+        pointers = Counter(mm.original for mm in kernel.mms)
+        size = ENTRY_BYTES * max_numnodes
+        rows += [_row("pointers", node, number * size) for node, number in pointers.items()]
+    return sorted(row for row in (*rows, *padding(kernel.image, spec, kernel.master)) if row.bytes)

@@ -6,16 +6,27 @@
 vpn              node  PGD     PUD     PMD     PTE     frame   flags
 ffffffffffe00    0     0x8000  0x8002  0x8004  -       -       not mapped
 ffffffffffe00    1     0x40802 0x40801 0x40800 -       -       not mapped
+>>> vpn = kernel.image.text.start >> 12
+>>> text = as_frame(dump(kernel, vpn, vpn + 2))
+>>> text.select("va", "node", "frame", "flags").rows()  # doctest: +NORMALIZE_WHITESPACE
+[('ffffffff81000000', 0, 4096, '-x--'), ('ffffffff81000000', 1, 262144, '-x--'),
+ ('ffffffff81001000', 0, 4097, '-x--'), ('ffffffff81001000', 1, 262145, '-x--')]
+>>> found = statistics_frame(kernel, max_numnodes=1024)
+>>> found.filter(pl.col("name").str.ends_with("_bytes")).rows()
+[('padding_bytes', 2080768), ('static_bytes', 8388608), ('tables_bytes', 20480)]
 """
 
 from typing import NamedTuple
 
+import polars as pl
+
 from numarep.linux.tables import entry_index
 from numarep.replication.account import account
 from numarep.replication.kernel import Kernel
-from numarep.units import PTE
+from numarep.units import PAGE_SHIFT, PTE
 from numarep.workload.trace import Flag
 
+_LEVELS = ("pgd", "p4d", "pud", "pmd", "pte")
 _LETTERS = ((Flag.WRITABLE, "w"), (Flag.EXECUTABLE, "x"), (Flag.USER, "u"), (Flag.GLOBAL, "g"))
 
 
@@ -76,7 +87,33 @@ def as_text(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
-def statistics(kernel: Kernel) -> list[tuple[str, int]]:
+def as_frame(lines: list[Line]) -> pl.DataFrame:
+    """Return a dump as a frame.
+
+    Returns
+    -------
+    DataFrame
+        `va` in hexadecimal, `node`; `pgd`, `p4d`, `pud`, `pmd` and `pte`, the frame of the table
+        read at each level; `frame`, that the page is mapped to; null where nothing is; `flags`.
+    """
+    rows = []
+    for line in lines:
+        levels = _LEVELS if len(line.tables) == len(_LEVELS) else _LEVELS[:1] + _LEVELS[2:]
+        tables = dict(zip(levels, line.tables, strict=False))
+        va = f"{(line.vpn << PAGE_SHIFT) & ((1 << 64) - 1):016x}"
+        rows.append({"va": va, "node": line.node, "frame": line.pfn, "flags": line.flags} | tables)
+    numbers = dict.fromkeys((*_LEVELS, "frame"), pl.Int64)
+    schema = {"va": pl.String, "node": pl.Int64, **numbers, "flags": pl.String}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def statistics_frame(kernel: Kernel, max_numnodes: int) -> pl.DataFrame:
+    """Return `statistics` as a frame of `name` and `value`."""
+    rows = statistics(kernel, max_numnodes)
+    return pl.DataFrame(rows, schema={"name": pl.String, "value": pl.Int64}, orient="row")
+
+
+def statistics(kernel: Kernel, max_numnodes: int) -> list[tuple[str, int]]:
     """List what the kernel would publish: nodes, processes, areas, and bytes by mechanism."""
     rows = [
         ("memory_nodes", len(kernel.replica_nodes)),
@@ -87,6 +124,6 @@ def statistics(kernel: Kernel) -> list[tuple[str, int]]:
         ("replicated_leaves", len(kernel.replicated)),
     ]
     sizes: dict[str, int] = {}
-    for row in account(kernel):
+    for row in account(kernel, max_numnodes):
         sizes[row.mechanism] = sizes.get(row.mechanism, 0) + row.bytes
     return rows + [(f"{name}_bytes", size) for name, size in sorted(sizes.items())]

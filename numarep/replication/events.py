@@ -148,6 +148,8 @@ class Replay:
     def trace(self) -> Trace:
         """Run the events and return the window with their work spliced in."""
         splice = Splice(self.window, self.kernel)
+        if not self.kernel.spec.active:
+            return self._switched_off(splice)
         operations = watched(self.kernel.tables.levels)
         events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
         for event, name in events:
@@ -162,6 +164,16 @@ class Replay:
                 splice.add(event, self.cpu, getattr(self, f"_{operations[name]}")(event))
         if self.kernel.spec.user_tables:
             mirror_stores(splice, self.cpu, self.clues, self.user_tables)
+        return splice.spliced()
+
+    def _switched_off(self, splice: Splice) -> Trace:
+        """Charge the code's own path at every watched event (R1)."""
+        names = watched(self.kernel.tables.levels)
+        events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
+        for event in [event for event, name in events if name in names]:
+            work = Work()
+            work.instructions(self.kernel.spec.instructions.switched_off)
+            splice.add(event, self.cpu, work)
         return splice.spliced()
 
     def _disturb(self, spec: DisturbanceSpec) -> Work:

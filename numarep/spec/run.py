@@ -26,6 +26,11 @@ class KernelSpec(Spec):
     # aligned: text and rodata in whole 2 MiB leaves (R6); permuted: re-linked on top of that
     layout: Literal["captured", "aligned", "permuted"]
     layout_seed: int  # of the permutation
+    max_numnodes: int  # nodes it is built for: a PGD pointer each in every process (R15)
+
+    def __post_init__(self) -> None:
+        """Refuse a kernel for no nodes."""
+        require_positive(self, "max_numnodes")
 
 
 Operation = Literal["patch", "module", "slots", "visitor", "threads", "fork_tree"]
@@ -89,6 +94,7 @@ class InstructionSpec(Spec):
     poke_further: int  # to every replica after that
     area_page: int  # a page of a replicated area copied to a further node
     entry: int  # a leaf entry mapped, unmapped or protected in a further node's table
+    switched_off: int  # at every watched event of a kernel that has the code, but switched off (R1)
     switch: int  # a context switch selects its node's PGD (switch_mm_irqs_off)
 
     def __post_init__(self) -> None:
@@ -110,6 +116,7 @@ class ReplicationSpec(Spec):
     """
 
     name: str
+    built_in: bool  # the series' code is there, be it on or off (R1)
     master_node: int  # holds the image (R3), also where nothing is replicated
     # Of the boot CPU, which allocates the kernel's shared tables (R13, R14); none: as captured.
     boot_node: int | None
@@ -133,6 +140,10 @@ class ReplicationSpec(Spec):
         require(
             self.tables or not wanted,
             f"tables: expected true, because {', '.join(wanted)} needs per-node tables",
+        )
+        require(
+            self.built_in or not self.tables,
+            "built_in: expected true, because per-node tables need the series' code",
         )
         require(
             self.aligned or not (self.text or self.rodata),
@@ -205,6 +216,11 @@ class RunSpec(Spec):
             self.load.cpus_per_node == 0 or self.machine.latency.loaded is not None,
             f"load.cpus_per_node: expected 0, because no loaded latencies of {self.machine.name} "
             "are known (machine.latency.loaded)",
+        )
+        require(
+            self.machine.nodes <= self.kernel.max_numnodes,
+            f"kernel.max_numnodes: expected at least the {self.machine.nodes} nodes of "
+            f"{self.machine.name}, got {self.kernel.max_numnodes}",
         )
         require(
             not self.replication.aligned or self.kernel.layout != "captured",

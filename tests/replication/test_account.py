@@ -12,15 +12,16 @@ from numarep.replication.account import (
     static_bytes_of,
     table_pages,
 )
-from numarep.replication.dump import as_text, dump, statistics
+from numarep.replication.dump import as_frame, as_text, dump, statistics, statistics_frame
+from numarep.replication.kernel import PGD_PAGES
 from numarep.replication.modules import ModuleSize, load
-from numarep.replication.process import fork
+from numarep.replication.process import fill_slot, fork, switch_to
 from numarep.units import PAGE_SHIFT, PMD_BYTES
-from tests.kernels import SERIES, SmallKernel
+from tests.kernels import SERIES, SmallKernel, policy
 
 
 def held(kernel: object, mechanism: str) -> dict[int, int]:
-    return {row.node: row.bytes for row in account(kernel) if row.mechanism == mechanism}
+    return {row.node: row.bytes for row in account(kernel, 1024) if row.mechanism == mechanism}
 
 
 @pytest.mark.parametrize(("text_kib", "rodata_kib", "mib"), [(20480, 15196, 36), (14340, 4560, 22)])
@@ -61,9 +62,46 @@ def test_r16_a_process_costs_its_pgds_and_a_pointer_a_possible_node(
     kernel = SmallKernel(nodes=nodes, processes=(0,)).booted()
     for _ in range(3):
         fork(kernel, kernel.cpus[0])
-    pgds = sum(held(kernel, "processes").values())
-    assert pgds == 3 * (process_bytes(nodes, max_numnodes) - pointers)
+    rows = [r for r in account(kernel, max_numnodes) if r.mechanism in ("processes", "pointers")]
+    assert sum(row.bytes for row in rows) == 3 * process_bytes(nodes, max_numnodes)
+    assert [r.bytes for r in rows if r.mechanism == "pointers"] == [3 * pointers]
     assert process_bytes(1, max_numnodes) == pointers  # paid with one node, too
+
+
+def test_r1_r15_pointers_and_padding_are_paid_when_off_and_nothing_is_when_absent() -> None:
+    paid = {}
+    for name in ("none", "switched_off", "aligned_only"):
+        kernel = SmallKernel(nodes=2, processes=(0,)).booted(**vars(policy(name)))
+        fork(kernel, kernel.cpus[1])
+        paid[name] = [(row.mechanism, row.node, row.bytes) for row in account(kernel, 64)]
+    padded = ("padding", 0, padding_bytes(kernel.image))
+    assert paid == {
+        "none": [],
+        "switched_off": [padded, ("pointers", 1, 512)],
+        "aligned_only": [padded],
+    }
+
+
+@pytest.mark.parametrize("name", ["series", "lazy", "mitosis", "everything", "retarget"])
+def test_r28_the_account_is_every_frame_taken_beside_the_unreplicated_kernels(name: str) -> None:
+    kernel = SmallKernel(nodes=3, processes=(0,)).booted(**vars(policy(name)))
+    mm, _ = fork(kernel, kernel.cpus[2])
+    fill_slot(kernel, kernel.cpus[2], mm, 3)
+    switch_to(kernel, kernel.cpus[1], mm)
+    load(kernel, kernel.cpus[0], ModuleSize(2, 1, 0, 1))
+    in_memory = (
+        "static",
+        "tables",
+        "area_tables",
+        "modules",
+        "processes",
+        "private",
+        "user_tables",
+    )
+    ours = sum(row.pages for row in account(kernel, 1024) if row.mechanism in in_memory)
+    others = ("areas", "poking", "user", "shared")
+    own_pgd = PGD_PAGES  # that any kernel has
+    assert ours == kernel.held.total() - sum(kernel.held[what] for what in others) - own_pgd
 
 
 @pytest.mark.parametrize("nodes", [2, 4])
@@ -89,6 +127,10 @@ def test_r37_the_dump_shows_each_nodes_tables_and_frames() -> None:
         assert line.pfn == walk.pfn
         assert line.tables == tuple(reversed([table for table in walk.table if table >= 0]))
         assert line.flags == "-x--"
+    rows = as_frame(lines).to_dicts()
+    assert [(row["node"], row["frame"]) for row in rows] == [(r.node, r.pfn) for r in lines]
+    assert [row["pmd"] for row in rows] == [line.tables[-1] for line in lines]
+    assert {row["p4d"] for row in rows} == {row["pte"] for row in rows} == {None}
     text = as_text(lines).splitlines()
     assert len(text) == 5
     assert f"{lines[1].pfn:#x}" in text[2]
@@ -98,7 +140,8 @@ def test_r37_statistics_count_what_is_there() -> None:
     kernel = SmallKernel(nodes=3).booted()
     fork(kernel, kernel.cpus[0])
     load(kernel, kernel.cpus[0], ModuleSize(1, 1, 0, 1))
-    found = dict(statistics(kernel))
+    found = dict(statistics_frame(kernel, 1024).rows())
+    assert found == dict(statistics(kernel, 1024))
     assert found["memory_nodes"] == 3
     assert found["pgds"] == 3
     assert found["replicated_areas"] == 2

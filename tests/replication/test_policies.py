@@ -69,7 +69,7 @@ def test_r6_policies_that_cannot_exist_are_refused(changes: dict[str, Any], reas
 
 
 @functools.cache
-def outcome(name: str, window: str, cpu_node: int = 1, **changes: str) -> Outcome:
+def outcome(name: str, window: str, cpu_node: int = 1, **changes: Any) -> Outcome:
     run = {
         "machine": conf("machine/e5_2690_v3.yaml"),
         "kernel": conf("kernel/debian_6_1_nopti.yaml"),
@@ -127,6 +127,15 @@ def test_r16_who_pays_for_a_fork() -> None:
     for name in ("lazy", "lazy_shrink", "single_node", "aligned_only"):
         assert instructions(name, "fork_1") == 0
     assert instructions("retarget", "fork_1") == costs.fork * 3 // 2  # three private tables
+
+
+def test_r1_switched_off_costs_its_code_path_at_every_watched_event_and_nothing_else() -> None:
+    assert same_counts(outcome("switched_off", "fork_1").counts, outcome("none", "fork_1").counts)
+    asked = dict(vars(SERIES.instructions)) | {"switched_off": 100}
+    ours = outcome.__wrapped__("switched_off", "fork_1", instructions=asked)
+    more = ours.counts.events - outcome("none", "fork_1").counts.events
+    assert more[Event.INSTRUCTIONS] == 3 * 100  # pgd_alloc, and two user slots filled
+    assert {row.mechanism for row in ours.memory} == {"padding", "pointers"}
 
 
 @pytest.mark.parametrize("name", ["none", "text", "modules", "series", "everything"])

@@ -32,6 +32,8 @@ def server() -> pl.Expr:
         .then(pl.lit("L2"))
         .when(served == "llc")
         .then(pl.lit("own LLC"))
+        .when(served == "peer")
+        .then(pl.lit("other core"))
         .when(served == "remote_llc")
         .then(pl.lit("remote LLC"))
         .when(own)

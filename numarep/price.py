@@ -54,6 +54,7 @@ def _latency_ns(machine: MachineSpec, cpu_node: int, added: Added | None) -> NDA
     table[Service.L1] = cycles_to_ns(latency.l1_cycles, ghz=ghz)
     table[Service.L2] = cycles_to_ns(latency.l2_cycles, ghz=ghz)
     table[Service.LLC] = latency.llc_ns
+    table[Service.PEER] = latency.peer_ns
     table[Service.REMOTE_LLC] = latency.remote_llc_ns[cpu_node]
     table[Service.DRAM] = latency.dram_ns[cpu_node]
     if added is not None:

@@ -49,7 +49,15 @@ from numarep.replication.kernel import Kernel, Mm
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
 from numarep.replication.view import on_node
-from numarep.spec import ChaseSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec, as_mapping
+from numarep.spec import (
+    ChaseSpec,
+    DisturbanceSpec,
+    MachineSpec,
+    RunSpec,
+    SpecError,
+    WorkloadSpec,
+    as_mapping,
+)
 from numarep.streams import NODE_BYTES, chase, count_stream
 from numarep.units import PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
@@ -144,9 +152,13 @@ def simulate(spec: RunSpec) -> Outcome:
         master_node=0,
         boot_node=None if boot is None else labels.index(boot),
     )
-    found = _simulate(
-        dataclasses.replace(spec, cpu_node=captured, replication=replication), spec.workload
+    as_captured = dataclasses.replace(
+        spec,
+        cpu_node=captured,
+        replication=replication,
+        machine=_renumbered(spec.machine, labels),
     )
+    found = _simulate(as_captured, spec.workload)
     return _relabelled(found, labels)
 
 
@@ -158,13 +170,20 @@ def captured_cpu_node(spec: RunSpec) -> int:
 def _labels(spec: RunSpec) -> list[int]:
     """Return the machine's number of each node as captured: the kernel's is 0, the other CPU's 1.
 
-    Counting knows nothing of distances, so any run is a captured one with other node numbers.
+    Counting knows nothing of distances, only which nodes are a socket's (see `_renumbered`), so any
+    run is a captured one with other node numbers.
     """
     labels = list(range(spec.machine.nodes))
     for place, node in enumerate(dict.fromkeys((spec.replication.master_node, spec.cpu_node))):
         at = labels.index(node)
         labels[place], labels[at] = labels[at], labels[place]
     return labels
+
+
+def _renumbered(machine: MachineSpec, labels: list[int]) -> MachineSpec:
+    """Return a machine whose node i is node `labels[i]` of this one, as far as counting goes."""
+    sockets = tuple(machine.socket_of_node[node] for node in labels)
+    return dataclasses.replace(machine, sockets=sockets)
 
 
 def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:

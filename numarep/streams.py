@@ -120,7 +120,8 @@ def toy_machine() -> MachineSpec:
     """Return a one-node machine of a few lines, for examples and quick tests."""
     cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
     sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
-    latency = {"l1_cycles": 4.0, "l2_cycles": 12.0, "stlb_cycles": 8.0, "llc_ns": 20.0}
+    cycles = {"l1_cycles": 4.0, "l2_cycles": 12.0, "stlb_cycles": 8.0}
+    latency = cycles | {"llc_ns": 20.0, "peer_ns": 40.0}
     writes = {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0, "ipi_cycles": 0.0}
     return parse(
         MachineSpec,

@@ -24,7 +24,7 @@ from analysis.agreement import FILE, SCHEMA
 from numarep.memory.counts import Access, Service
 from numarep.memory.kinds import Kind
 from numarep.simulate import MODEL_VERSION
-from numarep.spec import CacheSpec, MachineSpec
+from numarep.spec import CacheSpec, LlcSpec, MachineSpec
 from numarep.streams import count_stream, toy_machine
 from numarep.units import LINE_BYTES, LINES_PER_PAGE
 from tests.benchmarks.core import machine_preset
@@ -35,7 +35,7 @@ RANDOM = 8
 REFERENCES = 1_000_000
 # The walk of the only page reads its tables through L1D and L2, first of all.
 WALK_READS = 4
-ROOMY = CacheSpec(size_bytes=1 << 26, ways=16)
+ROOMY = LlcSpec(size_bytes=1 << 26, ways=16)
 TRACES = (
     ("pti-on_node1_seed1", "fork_1024"),
     ("pti-off_node0_seed1", "kill"),

@@ -3,7 +3,8 @@
 It shares nothing with `numarep.memory` but the machine description. Counts are a `Counter` keyed
 by plain words, so that neither enum values nor array shapes are taken over. It is written from
 the model's rules, not from the core's code: states are words, a window is "instructions since",
-holders of a line are found by asking every socket.
+holders of a line are found by asking everybody. What a domain (an LLC and the CPUs that share it)
+may do with a line, and which CPU owns it, are dictionaries of the domain, not flags of entries.
 """
 
 from collections import Counter, OrderedDict
@@ -14,7 +15,7 @@ from numarep.spec import MachineSpec
 
 FETCH, LOAD, STORE = "fetch", "load", "store"
 CR3, INVLPG, FLUSH, IPI = "cr3", "invlpg", "flush", "ipi"
-FAR = ("llc", "remote_llc", "dram")
+FAR = ("llc", "peer", "remote_llc", "dram")
 EVERYBODY = "global"
 
 
@@ -38,7 +39,6 @@ class Page(NamedTuple):
 @dataclass
 class Line:
     dirty: bool = False
-    right: str = "exclusive"  # or "forward" or "shared"; only an LLC's matters
 
 
 class LruRows:
@@ -108,11 +108,53 @@ def page_number(vpn, size):
 SIZE = {1: "4k", 2: "2m", 3: "1g"}
 
 
+class Domain:
+    """An LLC, a snoop filter if it is a victim cache, and the CPUs that share it.
+
+    `right` is "exclusive", "forward" or "shared" of every line the domain has.
+    """
+
+    def __init__(self, machine: MachineSpec):
+        self.llc = Cache(machine.llc)
+        self.filter = Cache(machine.llc.snoop_filter) if machine.llc.policy == "victim" else None
+        self.cpus: list[Cpu] = []
+        self.right: dict[int, str] = {}
+        self.owner: dict[int, Cpu] = {}
+
+    def has(self, line):
+        return self.llc.get(line) or any(cpu.copies(line) for cpu in self.cpus)
+
+    def copies(self, line):
+        found = [self.llc.get(line)] + [copy for cpu in self.cpus for copy in cpu.copies(line)]
+        return [copy for copy in found if copy]
+
+    def forget_if_gone(self, line):
+        if not self.has(line):
+            self.right.pop(line, None)
+            self.owner.pop(line, None)
+
+    def lose(self, line):
+        """Everything about a line, at once."""
+        self.llc.lose(line)
+        if self.filter:
+            self.filter.lose(line)
+        for cpu in self.cpus:
+            cpu.lose(line)
+        self.forget_if_gone(line)
+
+    def empty(self):
+        for cache in [self.llc] + ([self.filter] if self.filter else []):
+            cache.empty()
+        self.right.clear()
+        self.owner.clear()
+
+
 class Cpu:
-    def __init__(self, machine: MachineSpec, node: int):
-        self.node = node
+    def __init__(self, machine: MachineSpec, node: int, domain: Domain):
+        self.node, self.domain = node, domain
+        domain.cpus.append(self)
         self.l1i, self.l1d = Cache(machine.l1i), Cache(machine.l1d)
-        self.l2, self.llc = Cache(machine.l2), Cache(machine.llc)
+        self.l2 = Cache(machine.l2)
         tlbs = machine.tlbs
         self.itlb = {"4k": Tlb(tlbs.itlb_4k), "2m": Tlb(tlbs.itlb_2m)}
         self.dtlb = {"4k": Tlb(tlbs.dtlb_4k), "2m": Tlb(tlbs.dtlb_2m), "1g": Tlb(tlbs.dtlb_1g)}
@@ -129,8 +171,15 @@ class Cpu:
     def inner(self):
         return [self.l1i, self.l1d, self.l2]
 
+    def copies(self, line):
+        return [copy for cache in self.inner if (copy := cache.get(line))]
+
+    def lose(self, line):
+        """Return the copies lost."""
+        return [copy for cache in self.inner if (copy := cache.lose(line))]
+
     def forget(self):
-        for structure in [*self.tlbs, *self.psc.values(), *self.inner, self.llc]:
+        for structure in [*self.tlbs, *self.psc.values(), *self.inner]:
             structure.empty()
         self.since_leading = None
 
@@ -139,13 +188,22 @@ class Twin:
     def __init__(self, machine: MachineSpec, cpu_nodes, node_end_pfn):
         self.machine = machine
         self.node_end_pfn = [int(end) for end in node_end_pfn]
-        self.cpus = [Cpu(machine, node) for node in cpu_nodes]
+        domains: dict[int, Domain] = {}
+        self.cpus = []
+        for node in cpu_nodes:
+            socket = node if machine.sockets is None else machine.sockets[node]
+            number = socket if machine.llc.shared_by == "socket" else node
+            domain = domains.setdefault(number, Domain(machine))
+            self.cpus.append(Cpu(machine, node, domain))
+        self.domains = list(domains.values())
         self.served = Counter()
         self.events = Counter()
 
     def flush(self):
         for cpu in self.cpus:
             cpu.forget()
+        for domain in self.domains:
+            domain.empty()
 
     def run(self, cpu_number, records, pages):
         cpu = self.cpus[cpu_number]
@@ -282,14 +340,27 @@ class Twin:
         service = self.lookup(cpu, l1, line, store)
         entry = l1.get(line)
         if store and not entry.dirty:
-            mine = cpu.llc.get(line)
-            if mine.right != "exclusive":
-                self.events["upgrades"] += 1
-                mine.right = "exclusive"
-                self.take_from_others(cpu, line)
+            self.own(cpu, line)
             entry.dirty = True
         self.prefetch(cpu, l1, line, service[0])
         return service
+
+    def own(self, cpu, line):
+        """Leave the CPU that is about to store alone with a line."""
+        domain = cpu.domain
+        if domain.right[line] == "exclusive" and domain.owner.get(line) is cpu:
+            return
+        if domain.right[line] != "exclusive":
+            self.events["upgrades"] += 1
+            self.take_from_others(domain, line)
+        for other in domain.cpus:
+            if other is not cpu:
+                self.events["peer_invalidations"] += len(other.lose(line))
+        if domain.filter:
+            copy = domain.llc.lose(line)
+            if copy and copy.dirty:
+                cpu.l2.get(line).dirty = True
+        domain.right[line], domain.owner[line] = "exclusive", cpu
 
     def prefetch(self, cpu, l1, line, served_by):
         """L2 gets the other half of 128 bytes, then the next line of code in the same 4 KiB."""
@@ -315,64 +386,145 @@ class Twin:
             service = self.into_l2(cpu, line, store)
         gone = l1.insert(line, line, Line())
         if gone and gone[1].dirty:
-            (cpu.l2.get(gone[0]) or cpu.llc.get(gone[0])).dirty = True
+            (cpu.l2.get(gone[0]) or cpu.domain.llc.get(gone[0])).dirty = True
         return service
 
     def into_l2(self, cpu, line, store):
-        if cpu.llc.get(line):
-            cpu.llc.newest(line)
+        domain, copy = cpu.domain, Line()
+        if domain.filter:
+            service, copy.dirty = self.find_beside_victims(cpu, line, store)
+        elif domain.llc.get(line):
+            domain.llc.newest(line)
             service = "llc", cpu.node
+            owner = domain.owner.get(line)
+            if owner not in (cpu, None):
+                service = "peer", owner.node
+                domain.llc.get(line).dirty |= self.disown(domain, line)
         else:
-            service, right = self.fetch_from_afar(cpu, line, store)
-            gone = cpu.llc.insert(line, line, Line(right=right))
+            service = self.fetch_from_afar(cpu, line, store)
+            gone = domain.llc.insert(line, line, Line())
             if gone:
-                self.leave(cpu, *gone)
-        gone = cpu.l2.insert(line, line, Line())
+                self.leave_inclusive(domain, *gone)
+        gone = cpu.l2.insert(line, line, copy)
         if gone:
             self.events["l2_evictions"] += 1
-            if gone[1].dirty:
-                cpu.llc.get(gone[0]).dirty = True
+            if domain.filter:
+                self.leave_l2(cpu, *gone)
+            elif gone[1].dirty:
+                domain.llc.get(gone[0]).dirty = True
         return service
 
-    def leave(self, cpu, line, entry):
+    def disown(self, domain, line):
+        """Clean the owner's copies; return whether it had changed the line."""
+        copies = domain.owner.pop(line).copies(line)
+        changed = any(copy.dirty for copy in copies)
+        for copy in copies:
+            copy.dirty = False
+        return changed
+
+    def leave_inclusive(self, domain, line, entry):
         """A line leaves an inclusive LLC, and everything above it."""
         self.events["llc_evictions"] += 1
-        dirty = entry.dirty
-        for cache in cpu.inner:
-            copy = cache.lose(line)
-            if copy:
-                self.events["back_invalidations"] += 1
-                dirty = dirty or copy.dirty
-        self.events["writebacks"] += dirty
+        lost = [copy for cpu in domain.cpus for copy in cpu.lose(line)]
+        self.events["back_invalidations"] += len(lost)
+        self.events["writebacks"] += entry.dirty or any(copy.dirty for copy in lost)
+        domain.forget_if_gone(line)
 
-    def others(self, cpu, line):
-        return [other for other in self.cpus if other is not cpu and other.llc.get(line)]
+    # ------------------------------------------------------------------ a victim LLC
 
-    def take_from_others(self, cpu, line):
-        for other in self.others(cpu, line):
+    def find_beside_victims(self, cpu, line, store):
+        """Return ((service, node), whether L2's copy is dirty); the filter tracks it after."""
+        domain = cpu.domain
+        if domain.filter.get(line):
+            domain.filter.newest(line)
+            owner = domain.owner.get(line)
+            if owner:
+                changed = self.disown(domain, line)
+                if changed and not store:
+                    self.allocate(domain, line, True)
+                return ("peer", owner.node), changed and store
+            if domain.llc.get(line):
+                domain.llc.newest(line)
+                return ("llc", cpu.node), False
+            return ("peer", self.holders(domain, line)[0].node), False
+        copy = domain.llc.lose(line)
+        if copy:
+            service, dirty = ("llc", cpu.node), copy.dirty
+            if domain.right[line] == "exclusive":
+                domain.owner[line] = cpu
+        else:
+            service, dirty = self.fetch_from_afar(cpu, line, store), False
+        gone = domain.filter.insert(line, line, True)
+        if gone:
+            self.leave_filter(domain, gone[0])
+        return service, dirty
+
+    def holders(self, domain, line):
+        return [cpu for cpu in domain.cpus if cpu.l2.get(line)]
+
+    def leave_filter(self, domain, line):
+        self.events["filter_evictions"] += 1
+        lost = [copy for cpu in domain.cpus for copy in cpu.lose(line)]
+        self.events["back_invalidations"] += len(lost)
+        domain.owner.pop(line, None)
+        if any(copy.dirty for copy in lost):
+            self.allocate(domain, line, True)
+        domain.forget_if_gone(line)
+
+    def leave_l2(self, cpu, line, entry):
+        domain = cpu.domain
+        lost = cpu.lose(line)
+        self.events["back_invalidations"] += len(lost)
+        if not self.holders(domain, line):
+            domain.filter.lose(line)
+            domain.owner.pop(line, None)
+        self.allocate(domain, line, entry.dirty or any(copy.dirty for copy in lost))
+
+    def allocate(self, domain, line, dirty):
+        """Put a line into a victim LLC as newest, or dirty the copy it has."""
+        copy = domain.llc.get(line)
+        if copy:
+            copy.dirty = copy.dirty or dirty
+            return
+        gone = domain.llc.insert(line, line, Line(dirty))
+        if gone:
+            self.events["llc_evictions"] += 1
+            self.events["writebacks"] += gone[1].dirty
+            domain.forget_if_gone(gone[0])
+
+    # ------------------------------------------------------------------ between domains
+
+    def others(self, domain, line):
+        return [other for other in self.domains if other is not domain and other.has(line)]
+
+    def take_from_others(self, domain, line):
+        for other in self.others(domain, line):
             self.events["remote_invalidations"] += 1
-            for cache in [other.llc, *other.inner]:
-                cache.lose(line)
+            other.lose(line)
 
     def fetch_from_afar(self, cpu, line, store):
-        """Return ((service, node), right of the requester)."""
-        holders = self.others(cpu, line)
-        forwarders = [other for other in holders if other.llc.get(line).right != "shared"]
+        """Return (service, node); the CPU's domain gets its right."""
+        domain = cpu.domain
+        holders = self.others(domain, line)
+        forwarders = [other for other in holders if other.right[line] != "shared"]
         assert len(forwarders) <= 1
         if forwarders:
-            service = "remote_llc", forwarders[0].node
+            service = "remote_llc", forwarders[0].cpus[0].node
         else:
             frame = line // 64
             home = next(node for node, end in enumerate(self.node_end_pfn) if end > frame)
             service = "dram", home
         if store:
-            self.take_from_others(cpu, line)
-            return service, "exclusive"
+            self.take_from_others(domain, line)
+            holders = []
         for other in holders:
-            copies = [cache.get(line) for cache in (other.llc, other.l1d, other.l2)]
-            copies = [copy for copy in copies if copy]
+            copies = other.copies(line)
             self.events["writebacks"] += any(copy.dirty for copy in copies)
             for copy in copies:
                 copy.dirty = False
-            other.llc.get(line).right = "shared"
-        return service, "forward" if holders else "exclusive"
+            other.right[line] = "shared"
+            other.owner.pop(line, None)
+        domain.right[line] = "forward" if holders else "exclusive"
+        if not holders:
+            domain.owner[line] = cpu
+        return service

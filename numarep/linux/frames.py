@@ -25,8 +25,7 @@ class FrameError(ValueError):
 
 def colours_of(machine: MachineSpec) -> int:
     """Count the page colours of a machine: frames that many apart fall into the same sets."""
-    caches = (machine.l1i, machine.l1d, machine.l2, machine.llc)
-    sets = math.lcm(*(cache.sets for cache in caches))
+    sets = math.lcm(*(cache.sets for cache in machine.caches))
     return sets // math.gcd(sets, LINES_PER_PAGE)
 
 

@@ -2,7 +2,8 @@
 
 `system` is the way in and `checked` what may pass, `loop` the stages a batch of records goes
 through: `front` (first-level TLBs), `translate` (STLB, `walk`), `ahead` (L1), `hierarchy` with
-`prefetch` (L2 and the LLC) and `coherence` (between sockets), `tally` with `interval` (what
-overlaps). Below them `tlb`, `recency` (LRU by order) and `vector` (rows eight words at a time);
-`view` says where everything lies, `batch` what the stages hand each other, `counts` what comes out.
+`prefetch` (L2 and beyond: an inclusive LLC, or a `victim` cache), `coherence` (between cores and
+between LLCs, on their `copies`), `tally` with `interval` (what overlaps). Below them `tlb`,
+`recency` (LRU by order) and `vector` (rows eight words at a time); `view` says where everything
+lies, `batch` what the stages hand each other, `counts` what comes out.
 """

@@ -5,13 +5,16 @@ a short loop whose one branch asks whether the line is the last used of its row,
 a path through the whole hierarchy at every access.
 
 Proof obligation: the outcome is that of one access at a time. L1 depends on the levels beyond it
-only through lines they take away, and the only ones taken from the CPU that runs are those its own
-LLC evicts (inclusion). When the LLC evicts a line while miss t is settled, `recall` asks whether
-L1 held it at t. If it did, it either still does, or has given it up at or after t, in which case
-the log says so. So if neither is found, it held no such line and nothing changes. Otherwise the
-log is undone, newest first, down to t: L1 is then exactly as it was before t; the line is dropped,
-and `run_ahead` starts again at t. Every operation that changes a row is logged with all that
-undoing it takes: the row, the way that came to the front, and what that way held.
+only through lines they take from it, and one CPU runs at a time: no other core loads or stores
+meanwhile. So lines are taken only by what the running CPU's own misses evict from that which
+includes L1: an inclusive LLC, or a snoop filter and the L2 above it (see `victim`). Whatever evicts
+a line while miss t is settled calls `recall`, before it looks at L1, to ask whether L1 held the
+line at t. If it did, it either still does, or has given it up at or after t, in which case the log
+says so. So if neither is found, it held no such line and nothing changes. Otherwise the log is
+undone, newest first, down to t: L1 is then exactly as it was before t; the line is dropped, and
+`run_ahead` starts again at t. A second line evicted for the same miss finds the log undone already.
+Every operation that changes a row is logged with all that undoing it takes: the row, the way that
+came to the front, and what that way held.
 
 >>> words = np.arange(8) << FLAG_BITS  # a row of three and what lies beyond
 >>> move(words, 0, 3, 2, 9 << FLAG_BITS)  # a fill

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from numarep.memory.batch import Stream
 from numarep.memory.counts import Counts
 from numarep.memory.loop import Translations
+from numarep.memory.view import MOST_CPUS
 from numarep.spec import MachineSpec, SpecError
 from numarep.units import MAX_LEVELS, PUD
 
@@ -25,12 +26,12 @@ def check_cpus(machine: MachineSpec, cpu_nodes: tuple[int, ...]) -> None:
     Raises
     ------
     SpecError
-        If there is no CPU, the machine has no such node, or two CPUs share one.
+        If there is no CPU or too many, or the machine has no such node.
     """
     if not cpu_nodes or not all(0 <= node < machine.nodes for node in cpu_nodes):
         raise SpecError(f"cpu_nodes: expected nodes 0 to {machine.nodes - 1}, got {cpu_nodes}")
-    if len(set(cpu_nodes)) < len(cpu_nodes):
-        raise SpecError(f"cpu_nodes: expected at most one modelled CPU a node, got {cpu_nodes}")
+    if len(cpu_nodes) > MOST_CPUS:
+        raise SpecError(f"cpu_nodes: expected at most {MOST_CPUS} CPUs, got {len(cpu_nodes)}")
 
 
 def checked_ends(machine: MachineSpec, node_end_pfn: NDArray[np.int64]) -> NDArray[np.int64]:

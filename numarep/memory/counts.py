@@ -13,7 +13,7 @@ Laws that hold for every `Counts`:
 
 >>> counts = new_counts(nodes=2, regions=3)
 >>> counts.served.shape
-(6, 6, 3, 5, 2, 2)
+(6, 6, 3, 6, 2, 2)
 >>> Access.LOAD_WALK.name.lower(), len(counts.events) == len(Event)
 ('load_walk', True)
 """
@@ -44,8 +44,9 @@ class Service(IntEnum):
     L1 = 0
     L2 = 1
     LLC = 2
-    REMOTE_LLC = 3  # node = the forwarding node
-    DRAM = 4  # node = the home node
+    PEER = 3  # another core that shares the LLC; node = that core's
+    REMOTE_LLC = 4  # another LLC; node = that of its first modelled CPU
+    DRAM = 5  # node = the home node
 
 
 class Overlap(IntEnum):
@@ -77,12 +78,14 @@ class Event(IntEnum):
     TLB_FLUSHES = 16
     L2_EVICTIONS = 17
     LLC_EVICTIONS = 18
-    BACK_INVALIDATIONS = 19  # copies in L1I, L1D and L2 dropped because the LLC evicted the line
-    UPGRADES = 20  # stores to a line this socket held, but not alone
-    REMOTE_INVALIDATIONS = 21  # other sockets' LLC copies dropped by stores
+    BACK_INVALIDATIONS = 19  # copies dropped because what includes them evicted the line
+    UPGRADES = 20  # stores to a line the own LLC's CPUs held, but not alone
+    REMOTE_INVALIDATIONS = 21  # other LLCs that lost a line, with all above them, to a store
     WRITEBACKS = 22  # of lines to DRAM
     PREFETCHES = 23  # lines brought into L2 that nobody asked for; served to nobody
     IPIS = 24  # rounds of interrupts to all other CPUs, each waited for
+    PEER_INVALIDATIONS = 25  # copies in other cores under the own LLC dropped by stores
+    FILTER_EVICTIONS = 26  # of snoop filter entries
 
 
 class Counts(NamedTuple):

@@ -70,7 +70,7 @@ def _expect_all(view: View, batch: Batch, start: int, missed: int) -> None:
     for each in range(start, missed):
         place = at(view.ahead.misses[at(each)])
         line = line_of(batch.ops[at(view.ahead.op[place] >> 1)])
-        view.ahead.llc[place] = expect(view, line)
+        view.ahead.row[place] = expect(view, line)
 
 
 @jit_apart
@@ -88,7 +88,7 @@ def _access(view: View, batch: Batch, ops: int) -> None:
         line, is_store = line_of(op), kind_of(op) == Kind.STORE
         ahead.cursor[SETTLING] = place
         if is_hit == 0:
-            service, node = access_l2(view, line, is_store, ahead.llc[at(place)])
+            service, node = access_l2(view, line, is_store, ahead.row[at(place)])
             if ahead.cursor[LENGTH] == place:
                 missed = run_ahead(view, batch, number, ops, each)
                 _expect_all(view, batch, each, missed)
@@ -96,7 +96,7 @@ def _access(view: View, batch: Batch, ops: int) -> None:
             batch.is_marked[at(record_of(op))] = 1
             write_down(view, ahead.old[at(place)])
         if is_store:
-            make_exclusive(view, line, ahead.llc[at(place)])
+            make_exclusive(view, line, ahead.row[at(place)])
         if is_hit == 0 and view.prefetch != 0:
             # Complete, so the access itself stays if L1 is called back.
             ahead.cursor[SETTLING] = place + 1

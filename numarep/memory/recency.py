@@ -30,7 +30,7 @@ from numarep.memory.vector import LANES, at, lowest, match, rotate
 __all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push", "touch"]
 
 EMPTY = -1
-FLAG_BITS = 3
+FLAG_BITS = 11  # a line is below 2^51, so 62 bits in all
 FLAGS = (1 << FLAG_BITS) - 1
 ALL = -1
 MOST_WAYS = 4 * LANES

@@ -5,13 +5,13 @@ so many times over, `flush` empties everything. The state is canonical: two syst
 behave alike from now on hold equal arrays (LRU is the order within a row, the interval analysis
 remembers only what is left of its window), all of them slices of one int64 buffer.
 
-Left out in this version: more than one modelled CPU a node, non-inclusive LLCs.
+CPUs run one after the other, never at once: a call of `run` is one CPU's turn.
 
 >>> from numarep.memory.counts import Event
 >>> from numarep.spec import parse
 >>> cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
 >>> sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
->>> cycles = {"l1_cycles": 4, "l2_cycles": 12, "stlb_cycles": 8, "llc_ns": 20}
+>>> cycles = {"l1_cycles": 4, "l2_cycles": 12, "stlb_cycles": 8, "llc_ns": 20, "peer_ns": 40}
 >>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100, "ipi_cycles": 5000}
 >>> machine = parse(MachineSpec, {
 ...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2", "llc"), cache),
@@ -26,15 +26,17 @@ Left out in this version: more than one modelled CPU a node, non-inclusive LLCs.
 >>> translations = Translations(one, 9 * one, one, 0 * one, 5 * one, table, 0 * one)
 >>> counts = new_counts(nodes=1, regions=1)
 >>> run(system, 0, stream, translations, 0, 3, counts)
->>> counts.served[1, 0, 0, :, 0, :].sum(axis=1).tolist()  # loads by L1, L2, LLC, remote LLC, DRAM
-[1, 0, 0, 0, 2]
+>>> counts.served[1, 0, 0, :, 0, :].sum(axis=1).tolist()  # loads, by service
+[1, 0, 0, 0, 0, 2]
 >>> counts.events[[Event.DTLB_HITS, Event.DTLB_MISSES, Event.DATA_WALKS]].tolist()
 [2, 1, 1]
 >>> repeat(system, 0, stream, translations, 1000, counts), int(counts.events[Event.REFERENCES])
 (3, 3003)
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +57,8 @@ from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import LANES
-from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
-from numarep.spec import MachineSpec
+from numarep.memory.view import OWNER_SHIFT, Ahead, Cache, View, new_cache, table_of
+from numarep.spec import CacheSpec, MachineSpec
 from numarep.units import MAX_LEVELS
 
 WORDS_A_RECORD = 16  # of state copied and compared in the time one record is simulated in
@@ -64,12 +66,25 @@ WORDS_A_RECORD = 16  # of state copied and compared in the time one record is si
 __all__ = ["Stream", "System", "Translations", "flush", "new_system", "repeat", "run"]
 
 
+class Layout(NamedTuple):
+    """Where structures lie within the block of a CPU and of a domain, and how long these are."""
+
+    private: tuple[Cache, ...]  # L1I, L1D, L2
+    tlbs: Tlbs
+    pscs: tuple[Tlb, ...]  # for PMD, PUD and PGD entries
+    stride: int
+    shared: tuple[Cache, ...]  # the LLC and, behind a victim LLC, its snoop filter
+    shared_stride: int
+
+
 @dataclass(frozen=True)
 class System:
-    """All state of the modelled CPUs and their sockets.
+    """All state of the modelled CPUs and of their domains: LLCs, each with those that share it.
 
-    cpu_node : int64[cpus], node of each CPU; node_end_pfn : int64[nodes].
-    words : int64[cpus * stride], all mutable state but `window_left`; see `view`, `vector`.
+    cpu_node, cpu_domain : int64[cpus], node and domain of each CPU; domains are numbered in the
+    order of their first CPUs.
+    domain_node : int64[domains], node of the first CPU; node_end_pfn : int64[nodes].
+    words : int64[...], all mutable state but `window_left`; see `view`, `vector`.
     window_left : int64[cpus], see `interval`.
     roots : small numbers by which TLBs know the pfns of top tables, from 1 on.
     batch, ahead : scratch, see `batch` and `ahead`.
@@ -77,25 +92,29 @@ class System:
 
     machine: MachineSpec
     cpu_node: NDArray[np.int64]
+    cpu_domain: NDArray[np.int64]
+    domain_node: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
     words: NDArray[np.int64]
     window_left: NDArray[np.int64]
-    stride: int
-    caches: tuple[Cache, ...]  # L1I, L1D, L2, LLC
-    tlbs: Tlbs
-    pscs: tuple[Tlb, ...]  # for PMD, PUD and PGD entries
+    layout: Layout
     roots: dict[int, int]
     batch: Batch
     ahead: Ahead
 
 
-def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
-    """Place every structure of a CPU and its socket in a block; return caches, TLBs, words."""
-    end = 0
-    caches = []
-    for cache in (machine.l1i, machine.l1d, machine.l2, machine.llc):
-        caches.append(new_cache(end, cache.sets, cache.ways))
-        end += cache.sets * pitch_of(cache.ways)
+def _placed(caches: Iterable[CacheSpec], start: int) -> tuple[tuple[Cache, ...], int]:
+    """Place caches one after the other; return them and where they end."""
+    placed = []
+    for cache in caches:
+        placed.append(new_cache(start, cache.sets, cache.ways))
+        start += cache.sets * pitch_of(cache.ways)
+    return tuple(placed), start
+
+
+def _layout(machine: MachineSpec) -> Layout:
+    """Place every structure of a CPU, and of a domain, in its block."""
+    private, end = _placed((machine.l1i, machine.l1d, machine.l2), 0)
     tlbs = []
     spec, psc = machine.tlbs, machine.psc
     for tlb in (
@@ -104,7 +123,10 @@ def _layout(machine: MachineSpec) -> tuple[tuple[Cache, ...], list[Tlb], int]:
     ):
         tlbs.append(new_tlb(end, tlb.sets, tlb.ways))
         end += tlb.sets * pitch_of(tlb.ways)
-    return tuple(caches), tlbs, end
+    snoop_filter = machine.llc.snoop_filter
+    outer = (machine.llc,) if snoop_filter is None else (machine.llc, snoop_filter)
+    shared, shared_end = _placed(outer, 0)
+    return Layout(private, Tlbs(*tlbs[:6]), tuple(tlbs[6:]), end, shared, shared_end)
 
 
 def new_system(
@@ -116,27 +138,28 @@ def new_system(
     ----------
     machine : MachineSpec
     cpu_nodes : tuple of int
-        Node of each modelled CPU; at most one CPU a node in this version.
+        Node of each modelled CPU; any number of CPUs may be on one.
     node_end_pfn : int64[nodes]
         A pfn belongs to the first node whose entry is above it.
 
     Raises
     ------
     SpecError
-        If the machine has no such node, two CPUs share one, or the node ends don't fit.
+        If the machine has no such node, or the node ends don't fit.
     """
     check_cpus(machine, cpu_nodes)
-    caches, tlbs, stride = _layout(machine)
+    llcs = [machine.llc_of_node[node] for node in cpu_nodes]
+    used = list(dict.fromkeys(llcs))
+    layout = _layout(machine)
     return System(
         machine=machine,
         cpu_node=np.array(cpu_nodes, np.int64),
+        cpu_domain=np.array([used.index(llc) for llc in llcs], np.int64),
+        domain_node=np.array([cpu_nodes[llcs.index(llc)] for llc in used], np.int64),
         node_end_pfn=checked_ends(machine, node_end_pfn),
-        words=_aligned(len(cpu_nodes) * stride),
+        words=_aligned(len(cpu_nodes) * layout.stride + len(used) * layout.shared_stride),
         window_left=np.zeros(len(cpu_nodes), np.int64),
-        stride=stride,
-        caches=caches,
-        tlbs=Tlbs(*tlbs[:6]),
-        pscs=tuple(tlbs[6:]),
+        layout=layout,
         roots={},
         batch=new_batch(),
         ahead=Ahead(*np.zeros((7, BATCH * (MAX_LEVELS + 1)), np.int64)),
@@ -151,7 +174,7 @@ def _aligned(size: int) -> NDArray[np.int64]:
 
 
 def flush(system: System) -> None:
-    """Empty every cache, TLB and PSC of all sockets and close all windows, in place."""
+    """Empty every cache, TLB and PSC and close all windows, in place."""
     system.words.fill(EMPTY)
     system.window_left.fill(0)
 
@@ -166,12 +189,42 @@ def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
         raise ValueError(f"root: expected fewer than {OWNERS} different ones")
     small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
     vpn, pfn, leaf, is_global, _, _, region = translations
-    return pages_of(vpn, pfn, leaf, is_global, small, region, system.tlbs)
+    return pages_of(vpn, pfn, leaf, is_global, small, region, system.layout.tlbs)
 
 
 def _prefetchers(machine: MachineSpec) -> int:
     prefetch = machine.prefetch
     return NEXT_LINE * prefetch.next_line_fetch | ADJACENT * prefetch.adjacent_line
+
+
+def _view(system: System, cpu: int, counts: Counts) -> View:
+    """Return what an access by one CPU reads and modifies."""
+    layout = system.layout
+    l1i, l1d, l2 = layout.private
+    return View(
+        words=system.words,
+        events=counts.events,
+        cpu_node=system.cpu_node,
+        cpu_domain=system.cpu_domain,
+        domain_node=system.domain_node,
+        node_end_pfn=system.node_end_pfn,
+        stride=layout.stride,
+        shared=len(system.cpu_node) * layout.stride,
+        shared_stride=layout.shared_stride,
+        cpu=cpu,
+        node=int(system.cpu_node[cpu]),
+        domain=int(system.cpu_domain[cpu]),
+        mine=(cpu + 1) << OWNER_SHIFT,
+        l1i=l1i,
+        l1d=l1d,
+        l2=l2,
+        llc=layout.shared[0],
+        directory=layout.shared[-1],
+        is_victim=system.machine.llc.policy == "victim",
+        ahead=system.ahead,
+        l1=table_of(cpu * layout.stride, (l1i, l1d, l1d)),
+        prefetch=_prefetchers(system.machine),
+    )
 
 
 def _run(
@@ -184,29 +237,14 @@ def _run(
     counts: Counts,
 ) -> None:
     """Run frozen arrays."""
-    l1i, l1d, l2, llc = system.caches
-    block = cpu * system.stride
+    layout = system.layout
+    block = cpu * layout.stride
     hits = np.zeros((Kind.STORE + 1, axes(counts)[1]), np.int64)
-    view = View(
-        words=system.words,
-        events=counts.events,
-        cpu_node=system.cpu_node,
-        node_end_pfn=system.node_end_pfn,
-        stride=system.stride,
-        cpu=cpu,
-        node=int(system.cpu_node[cpu]),
-        l1i=l1i,
-        l1d=l1d,
-        l2=l2,
-        llc=llc,
-        ahead=system.ahead,
-        l1=table_of(block, (l1i, l1d, l1d)),
-        prefetch=_prefetchers(system.machine),
-    )
+    view = _view(system, cpu, counts)
     run_records(
         view,
-        system.tlbs,
-        table_of(block, system.pscs),
+        layout.tlbs,
+        table_of(block, layout.pscs),
         system.window_left,
         system.machine.core.reorder_window,
         system.machine.pcid,

@@ -1,16 +1,21 @@
-"""Where everything lies: all CPUs' caches in one array, and how one CPU sees them.
+"""Where everything lies: all caches in one array, and how one CPU sees them.
 
 All mutable state of the caches, TLBs and PSCs is one int64 array, `words`: a block of `stride`
-words a modelled CPU, its socket's LLC included, all blocks laid out alike. A `Cache` says where in
-a block its rows begin. One array and a few numbers are all that compiled functions pass around.
+words for each modelled CPU, then one of `shared_stride` for each domain, that is, for each LLC with
+the CPUs that share it. All blocks of a kind are laid out alike. A `Cache` says where in its block
+its rows begin. One array and a few numbers are all that compiled functions pass around.
 
 A line is pa >> 6; its row is `line % sets` at every level; an entry is
-`line << FLAG_BITS | flags`. Flags: DIRTY at any level but L1I; in the LLC also the socket's right
-to the line, as in MESIF: neither flag = exclusive or modified (only this socket holds it),
-FORWARD = shared, and this socket answers for it, SHARED = shared, another answers or nobody does.
-A dirty line is always exclusive.
+`line << FLAG_BITS | flags`. DIRTY is a flag at any level but L1I and the snoop filter.
 
-Assumed: `line % sets` in the LLC, whose slice hash is undisclosed.
+What knows every line that a domain's cores hold is its directory: an inclusive LLC itself, or the
+snoop filter of a victim LLC. Its entries also carry the domain's right to the line, as in MESIF:
+neither flag = exclusive or modified (only this domain holds it), FORWARD = shared, and this domain
+answers for it, SHARED = shared, another answers or nobody does; and, of an exclusive line, the
+owner: 1 + the one CPU of the domain that may have changed it since, 0 = none has. Only exclusive
+lines are dirty or owned. A line that only a victim LLC holds has its right there, without owner.
+
+Assumed: `line % sets` in the LLC and the snoop filter, whose slice hash is undisclosed.
 
 >>> ends = np.array([100, 100, 300])  # node 1 has no memory
 >>> [int(home_of(pfn * LINES_PER_PAGE, ends)) for pfn in (99, 100)]
@@ -27,18 +32,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.recency import pitch_of
+from numarep.memory.recency import FLAG_BITS, pitch_of
 from numarep.memory.vector import at
 from numarep.units import LINES_PER_PAGE
 
 DIRTY = 1
 SHARED = 2
 FORWARD = 4
+NOT_ALONE = SHARED | FORWARD
+OWNER_SHIFT = 3
+OWNER = (1 << FLAG_BITS) - (1 << OWNER_SHIFT)
+MOST_CPUS = (1 << (FLAG_BITS - OWNER_SHIFT)) - 1
+ABSENT = -1
 LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
 
 class Cache(NamedTuple):
-    """One cache's place in every CPU's block."""
+    """One cache's place in every block, of a CPU or of a domain."""
 
     offset: int
     sets: int
@@ -95,7 +105,8 @@ class Ahead(NamedTuple):
     """The log of L1's run-ahead (see `ahead`): one entry for each operation that changed a row.
 
     first, way, old : the row, the way that came to its front, and what that way held.
-    op : the operation's number << 1 | 1 if it hit. llc : of a miss, the first word of its LLC row.
+    op : the operation's number << 1 | 1 if it hit.
+    row : of a miss, the first word of the row in the own directory where its line belongs.
     misses : places in the log of what L1 couldn't settle.
     cursor : the log's length and the place of the miss being settled.
     """
@@ -104,7 +115,7 @@ class Ahead(NamedTuple):
     way: NDArray[np.int64]
     old: NDArray[np.int64]
     op: NDArray[np.int64]
-    llc: NDArray[np.int64]
+    row: NDArray[np.int64]
     misses: NDArray[np.int64]
     cursor: NDArray[np.int64]
 
@@ -112,9 +123,11 @@ class Ahead(NamedTuple):
 class View(NamedTuple):
     """What an access by one CPU reads and modifies.
 
-    words : int64[cpus * stride]; events : int64[event], of the counts in use.
-    cpu_node : int64[cpus]; node_end_pfn : int64[nodes], see `system.new_system`.
-    This version models one CPU a socket, so a CPU's number is also that of its LLC.
+    words : int64[cpus * stride + domains * shared_stride]; events : int64[event], of the counts.
+    cpu_node, cpu_domain : int64[cpus]; domain_node : int64[domains], node of its first CPU.
+    node_end_pfn : int64[nodes], see `system.new_system`.
+    shared : where the domains' blocks begin. cpu, node, domain : of the CPU that runs.
+    mine : its number as an owner. directory : the LLC, or the snoop filter if `is_victim`.
     l1 : `table_of` L1 as fetches, loads and stores see it.
     ahead : what the run-ahead of L1 may have to take back; prefetch : see `prefetch`.
     """
@@ -122,14 +135,22 @@ class View(NamedTuple):
     words: NDArray[np.int64]
     events: NDArray[np.int64]
     cpu_node: NDArray[np.int64]
+    cpu_domain: NDArray[np.int64]
+    domain_node: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
     stride: int
+    shared: int
+    shared_stride: int
     cpu: int
     node: int
+    domain: int
+    mine: int
     l1i: Cache
     l1d: Cache
     l2: Cache
     llc: Cache
+    directory: Cache
+    is_victim: bool
     ahead: Ahead
     l1: NDArray[np.int64]
     prefetch: int
@@ -153,6 +174,13 @@ def row_of(view: View, cpu: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a CPU's cache where a line belongs."""
     row = row_number(line, cache.sets, cache.mask, cache.inverse)
     return cpu * view.stride + cache.offset + row * cache.pitch
+
+
+@jit
+def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
+    """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
+    row = row_number(line, cache.sets, cache.mask, cache.inverse)
+    return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
 
 
 @jit

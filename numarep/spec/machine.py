@@ -6,6 +6,7 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 from numarep.spec.base import Spec, require, require_positive
 from numarep.units import LINE_BYTES
@@ -38,6 +39,30 @@ class CacheSpec(Spec):
     def sets(self) -> int:
         """Number of sets (need not be a power of two)."""
         return self.size_bytes // (self.ways * LINE_BYTES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlcSpec(CacheSpec):
+    """A last-level cache, one for each node or each socket, and how it relates to the L2s above.
+
+    inclusive: it holds every line that its CPUs' caches hold. victim: it is filled by what leaves
+    the L2s, and a snoop filter holds the number of every line in them; `snoop_filter.size_bytes`
+    is how much cache the filter can cover.
+    """
+
+    shared_by: Literal["node", "socket"] = "node"
+    policy: Literal["inclusive", "victim"] = "inclusive"
+    snoop_filter: CacheSpec | None = None  # of a victim LLC only
+
+    def __post_init__(self) -> None:
+        """Refuse a geometry that can't exist, and a filter without need or a need without one."""
+        super().__post_init__()
+        is_victim, has_filter = self.policy == "victim", self.snoop_filter is not None
+        require(not is_victim or has_filter, "snoop_filter: missing, a victim LLC needs one")
+        require(
+            is_victim or not has_filter,
+            "snoop_filter: expected none, because an inclusive LLC knows what its L2s hold",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,14 +165,16 @@ class LoadedSpec(Spec):
 class LatencySpec(Spec):
     """Idle load-to-use latencies; only pricing reads them, counting never does.
 
-    `dram_ns[c][m]` is a read by a CPU of node c from memory of node m; `remote_llc_ns[c][d]` a
-    clean line forwarded to node c by the LLC of node d (the diagonal is not used).
+    `peer_ns` is a line that another core sharing the LLC has, or may have changed;
+    `dram_ns[c][m]` a read by a CPU of node c from memory of node m; `remote_llc_ns[c][d]` a clean
+    line forwarded to node c by the LLC of node d (the diagonal is not used).
     """
 
     l1_cycles: float
     l2_cycles: float
     stlb_cycles: float
     llc_ns: float
+    peer_ns: float
     remote_llc_ns: tuple[tuple[float, ...], ...]
     dram_ns: tuple[tuple[float, ...], ...]
     cr3_write_cycles: float
@@ -165,6 +192,11 @@ class LatencySpec(Spec):
         require(
             self.l1_cycles <= self.l2_cycles,
             f"l2_cycles: {self.l2_cycles} is below l1_cycles ({self.l1_cycles})",
+        )
+        require(
+            self.peer_ns >= self.llc_ns,
+            f"peer_ns: another core's cache ({self.peer_ns} ns), found through the LLC, is nearer "
+            f"than that ({self.llc_ns} ns)",
         )
         nodes = len(self.dram_ns)
         for name in ("dram_ns", "remote_llc_ns"):
@@ -199,13 +231,19 @@ class LatencySpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineSpec(Spec):
-    """A multi-socket machine: one NUMA node and one inclusive LLC a socket (first version)."""
+    """A machine of one or more sockets, each of one or more NUMA nodes.
+
+    `sockets` names the socket of each node; unless given, each node is a socket of its own. So
+    cluster-on-die is two nodes a socket and an LLC a node, and sub-NUMA clustering two nodes a
+    socket and an LLC a socket, where each address has one slice in all of the socket's.
+    """
 
     name: str
+    sockets: tuple[int, ...] | None = None
     l1i: CacheSpec
     l1d: CacheSpec
     l2: CacheSpec
-    llc: CacheSpec
+    llc: LlcSpec
     tlbs: TlbsSpec
     psc: PscSpec
     core: CoreSpec
@@ -214,10 +252,24 @@ class MachineSpec(Spec):
     pcid: bool = False  # a CR3 write drops nothing: entries are tagged by root
 
     def __post_init__(self) -> None:
-        """Refuse a hierarchy that doesn't grow outwards."""
+        """Refuse sockets that don't fit the nodes and a hierarchy that doesn't grow outwards."""
+        sockets = self.socket_of_node
         require(
-            self.llc.size_bytes >= self.l2.size_bytes,
+            len(sockets) == self.nodes,
+            f"sockets: expected the socket of each of {self.nodes} nodes, got {len(sockets)}",
+        )
+        require(
+            set(sockets) == set(range(len(set(sockets)))),
+            f"sockets: expected numbers from 0 on, none left out, got {list(sockets)}",
+        )
+        require(
+            self.llc.policy == "victim" or self.llc.size_bytes >= self.l2.size_bytes,
             "llc.size_bytes: an inclusive LLC can't be smaller than L2",
+        )
+        snoop_filter = self.llc.snoop_filter
+        require(
+            snoop_filter is None or snoop_filter.size_bytes >= self.l2.size_bytes,
+            "llc.snoop_filter.size_bytes: a snoop filter can't cover less than one L2",
         )
         require(
             self.latency.llc_ns * self.core.ghz >= self.latency.l2_cycles,
@@ -228,3 +280,21 @@ class MachineSpec(Spec):
     def nodes(self) -> int:
         """Number of NUMA nodes."""
         return len(self.latency.dram_ns)
+
+    @property
+    def socket_of_node(self) -> tuple[int, ...]:
+        """Socket of each node."""
+        return tuple(range(self.nodes)) if self.sockets is None else self.sockets
+
+    @property
+    def llc_of_node(self) -> tuple[int, ...]:
+        """Number of the LLC that the CPUs of each node share."""
+        is_shared = self.llc.shared_by == "socket"
+        return self.socket_of_node if is_shared else tuple(range(self.nodes))
+
+    @property
+    def caches(self) -> tuple[CacheSpec, ...]:
+        """Everything whose rows lines fall into."""
+        snoop_filter = self.llc.snoop_filter
+        one = (self.l1i, self.l1d, self.l2, self.llc)
+        return one if snoop_filter is None else (*one, snoop_filter)

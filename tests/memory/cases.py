@@ -12,6 +12,7 @@ from numarep.spec import (
     CacheSpec,
     CoreSpec,
     LatencySpec,
+    LlcSpec,
     MachineSpec,
     PrefetchSpec,
     PscSpec,
@@ -45,6 +46,33 @@ def cache(sets: int, ways: int) -> CacheSpec:
     return CacheSpec(size_bytes=sets * ways * 64, ways=ways)
 
 
+def llc(sets: int, ways: int, **more) -> LlcSpec:
+    return LlcSpec(size_bytes=sets * ways * 64, ways=ways, **more)
+
+
+def random_llc(rng: random.Random, l2: CacheSpec) -> LlcSpec:
+    """Of either kind, from just as large as its spec allows."""
+    shared_by = rng.choice(["node", "socket"])
+    if rng.random() < 0.5:
+        made = llc(rng.randint(1, 4), rng.randint(1, 4))
+        snoop_filter = cache(rng.randint(1, 7), rng.randint(1, 5))
+        while snoop_filter.size_bytes < l2.size_bytes:
+            snoop_filter = cache(rng.randint(1, 7), rng.randint(1, 5))
+        return replace(made, shared_by=shared_by, policy="victim", snoop_filter=snoop_filter)
+    made = llc(rng.randint(1, 7), rng.randint(1, 5), shared_by=shared_by)
+    while made.size_bytes < l2.size_bytes:
+        made = llc(rng.randint(1, 7), rng.randint(1, 5), shared_by=shared_by)
+    return made
+
+
+def random_sockets(rng: random.Random, nodes: int) -> tuple[int, ...] | None:
+    """Sockets of one or more nodes, in any order; or left to the default."""
+    count = rng.randint(1, nodes)
+    sockets = [*range(count), *(rng.randrange(count) for _ in range(nodes - count))]
+    rng.shuffle(sockets)
+    return tuple(sockets) if rng.random() < 0.7 else None
+
+
 def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) -> MachineSpec:
     def tlb() -> TlbSpec:
         ways = rng.randint(1, 3)
@@ -54,9 +82,6 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
         return cache(rng.randint(1, most_sets), rng.randint(1, most_ways))
 
     l2 = level(4, 3)
-    llc = level(7, 5)
-    while llc.size_bytes < l2.size_bytes:
-        llc = level(7, 5)
     llc_ns = rng.choice([10.0, 21.2])
     far = [[rng.uniform(30, 200) for _ in range(nodes)] for _ in range(nodes)]
     dram = [[far[c][m] + (0 if c == m else 200) for m in range(nodes)] for c in range(nodes)]
@@ -65,7 +90,8 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
         l1i=level(3, 3),
         l1d=level(3, 3),
         l2=l2,
-        llc=llc,
+        sockets=random_sockets(rng, nodes),
+        llc=random_llc(rng, l2),
         tlbs=TlbsSpec(
             itlb_4k=tlb(), itlb_2m=tlb(), dtlb_4k=tlb(), dtlb_2m=tlb(), dtlb_1g=tlb(), stlb=tlb()
         ),
@@ -77,6 +103,7 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
             l2_cycles=12,
             stlb_cycles=7,
             llc_ns=llc_ns,
+            peer_ns=rng.choice([22.0, 47.0]),
             remote_llc_ns=tuple(map(tuple, far)),
             dram_ns=tuple(map(tuple, dram)),
             cr3_write_cycles=100,
@@ -183,7 +210,7 @@ def random_case(seed: int, records: int) -> Case:
     rng = random.Random(seed)
     nodes = rng.randint(1, 4)
     pages = random_pages(rng, nodes, rng.randint(1, 10))
-    cpu_nodes = tuple(rng.sample(range(nodes), rng.randint(1, nodes)))
+    cpu_nodes = tuple(rng.choices(range(nodes), k=rng.randint(1, 5)))
     turns = []
     while records > 0:
         size = min(records, rng.randint(1, 60))
@@ -235,7 +262,3 @@ def events_by_name(counts) -> dict[str, int]:
     return {
         event.name.lower(): int(counts.events[event]) for event in Event if counts.events[event]
     }
-
-
-def without_geometry(machine: MachineSpec, **changes) -> MachineSpec:
-    return replace(machine, **changes)

@@ -1,0 +1,144 @@
+"""A victim LLC and its snoop filter: what leaves the L2s goes in, what they need goes out.
+
+- What L1 and L2 miss is looked up in the filter and the LLC at once. Memory and other LLCs fill L2
+  past the LLC. The filter then has an entry, as recent as the access: it holds just the lines of
+  its CPUs' L2s.
+- A line that only the LLC holds moves out of it into L2, dirty data and right with it. One that
+  other cores hold, too: if one of them owns it, that core is asked (PEER, see `coherence`), and
+  what it changed goes into the LLC if a load asked, to the writer if a store did; else the LLC
+  serves it if it has a copy, which stays; else the first core that holds it does (PEER).
+- What L2 evicts, clean or dirty, is allocated in the LLC, as the most recent of its row; a copy
+  that is there already takes the dirty data and stays in its place. When no other L2 holds the
+  line the filter drops its entry, and the LLC's has the domain's right from then on.
+- L2 includes L1: what it evicts is dropped from L1I and L1D (BACK_INVALIDATIONS), dirty data
+  going the same way. So it is always L2 that takes what L1D evicts dirty.
+- A filter entry that is evicted (FILTER_EVICTIONS) drops its line from the cores
+  (BACK_INVALIDATIONS). Dirty data goes into the LLC, a clean line is gone unless that has a copy.
+- The LLC writes what it evicts dirty to DRAM. A store drops the LLC's copy, taking dirty data over.
+- Fills go from the filter inwards: filter, L2, L1.
+
+Source: Optimization Reference Manual, Skylake Server: non-inclusive LLC, filled by L2 victims,
+which keeps or gives up what it serves as the line is shared or not. Assumed: exactly so (a line in
+other cores' L2s counts as shared); L2 tells the filter of every eviction; L2 includes L1, though
+CPUID says it need not: a line in L1 alone would be out of the filter's sight.
+
+>>> line, evicted = 5, 5 << FLAG_BITS | DIRTY  # by L2; its filter entry says who may have it
+>>> evicted >> FLAG_BITS == line, evicted & NOT_ALONE
+(True, 0)
+"""
+
+from numarep.jit import jit, jit_apart
+from numarep.memory.ahead import recall
+from numarep.memory.coherence import ask_owner, owner_of, request
+from numarep.memory.copies import (
+    clean_above,
+    clean_in_domain,
+    drop_above,
+    drop_from,
+    drop_in_domain,
+    holder_beside,
+    mark_in,
+)
+from numarep.memory.counts import Event, Service
+from numarep.memory.recency import EMPTY, FLAG_BITS, drop, find, push, touch
+from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, View, shared_row_of
+
+__all__ = ["ABSENT", "access_victim", "leave_l2"]
+
+
+@jit
+def _llc_row(view: View, line: int) -> int:
+    """Return the first word of a line's row in the own LLC."""
+    return shared_row_of(view, view.domain, view.llc, line)
+
+
+@jit
+def _allocate(view: View, entry: int) -> None:
+    """Put a line into the LLC, in place; flags are added to those of a copy that is there."""
+    line, flags = entry >> FLAG_BITS, entry & (NOT_ALONE | DIRTY)
+    first = _llc_row(view, line)
+    if mark_in(view.words, first, view.llc.ways, line, flags):
+        return
+    gone = push(view.words, first, view.llc.ways, line << FLAG_BITS | flags)
+    if gone != EMPTY:
+        view.events[Event.LLC_EVICTIONS] += 1
+        view.events[Event.WRITEBACKS] += gone & DIRTY
+
+
+@jit_apart
+def _leave_filter(view: View, entry: int) -> None:
+    """Drop the line of an evicted filter entry from the cores, in place."""
+    line, right = entry >> FLAG_BITS, entry & NOT_ALONE
+    view.events[Event.FILTER_EVICTIONS] += 1
+    recall(view, line)
+    dirty = clean_in_domain(view, view.domain, line)
+    view.events[Event.BACK_INVALIDATIONS] += drop_in_domain(view, view.domain, line, ABSENT)
+    if dirty != 0:
+        _allocate(view, line << FLAG_BITS | right | DIRTY)
+    else:
+        mark_in(view.words, _llc_row(view, line), view.llc.ways, line, right)
+
+
+@jit_apart
+def leave_l2(view: View, entry: int) -> None:
+    """Move what the running CPU's L2 evicted into the LLC, in place."""
+    line = entry >> FLAG_BITS
+    recall(view, line)
+    dirty = clean_above(view, view.cpu, line) + (entry & DIRTY)
+    view.events[Event.BACK_INVALIDATIONS] += drop_above(view, view.cpu, line)
+    right = 0
+    if holder_beside(view, line) == ABSENT:
+        first = shared_row_of(view, view.domain, view.directory, line)
+        right = drop_from(view.words, first, view.directory.ways, line) & NOT_ALONE
+    _allocate(view, line << FLAG_BITS | right | (DIRTY if dirty != 0 else 0))
+
+
+@jit_apart
+def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, int, int]:
+    """Find a line that L1 and L2 lack, and enter it into the filter, in its row at `first`.
+
+    All but the running CPU's L2 is modified in place.
+
+    Returns
+    -------
+    service, node : int
+        Who served it, and on which node.
+    flags : int
+        Of L2's copy: DIRTY if it takes dirty data over, else 0.
+    """
+    way = find(view.words, first, view.directory.ways, line)
+    if way >= 0:
+        touch(view.words, first, view.directory.ways, way)
+        return _share(view, line, write, first)
+    here = _llc_row(view, line)
+    way = find(view.words, here, view.llc.ways, line)
+    if way >= 0:
+        entry = int(view.words[here + way])
+        drop(view.words, here, view.llc.ways, way)
+        service, node, flags = Service.LLC.value, view.node, entry & DIRTY
+        state = entry & NOT_ALONE if entry & NOT_ALONE else view.mine
+    else:
+        service, node, state = request(view, line, write)
+        flags = 0
+    gone = push(view.words, first, view.directory.ways, line << FLAG_BITS | state)
+    if gone != EMPTY:
+        _leave_filter(view, gone)
+    return service, node, flags
+
+
+@jit_apart
+def _share(view: View, line: int, write: bool, word: int) -> tuple[int, int, int]:
+    """Find a line that other cores hold, whose filter entry is at `word`; see `access_victim`."""
+    owner = owner_of(view.words[word])
+    if owner != ABSENT:
+        dirty = ask_owner(view, word, line)
+        if dirty != 0 and not write:
+            _allocate(view, line << FLAG_BITS | DIRTY)
+            dirty = 0
+        return Service.PEER.value, view.cpu_node[owner], dirty
+    here = _llc_row(view, line)
+    way = find(view.words, here, view.llc.ways, line)
+    if way >= 0:
+        touch(view.words, here, view.llc.ways, way)
+        return Service.LLC.value, view.node, 0
+    return Service.PEER.value, view.cpu_node[holder_beside(view, line)], 0

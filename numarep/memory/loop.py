@@ -147,6 +147,7 @@ def run_records(
     hits: NDArray[np.int64],
     served: NDArray[np.int64],
     events: NDArray[np.int64],
+    functions: NDArray[np.int64],
     nodes: int,
 ) -> None:
     """Process records [start, stop) of one CPU; all state and counts are modified in place.
@@ -167,7 +168,9 @@ def run_records(
             if walks > 0:
                 ops = spread(batch, size, walks)
         _access(view, batch, ops)
-        left = tally(served, nodes, hits, pages, batch, size, walks, left, reorder_window)
+        left = tally(
+            served, functions, nodes, hits, pages, batch, size, walks, left, reorder_window
+        )
         instructions += batch.passed[at(size)]
         if record < stop and stream.kind[at(record)] > Kind.STORE:
             page = stream.page[at(record)]

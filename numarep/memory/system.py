@@ -257,6 +257,7 @@ def _run(
         hits.reshape(-1),
         counts.served.reshape(-1),
         counts.events,
+        counts.functions.reshape(-1),
         axes(counts)[0],
     )
     _settle(counts, hits, view.node)
@@ -264,7 +265,7 @@ def _run(
 
 def _settle(counts: Counts, hits: NDArray[np.int64], node: int) -> None:
     """Add L1 hits, and count what follows from the laws of `counts`; in place."""
-    served, events = counts
+    served, events, _ = counts
     served[Access.FETCH, 0, :, Service.L1, node, Overlap.LEADING] += hits[Kind.FETCH]
     for kind in (Kind.LOAD, Kind.STORE):
         served[kind, 0, :, Service.L1, node, Overlap.OVERLAPPED] += hits[kind]
@@ -299,7 +300,7 @@ def run(
     if not 0 <= start <= stop <= len(stream.kind):
         raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    _run(system, cpu, frozen_stream(stream), frozen, start, stop, counts)
+    _run(system, cpu, frozen_stream(stream, counts), frozen, start, stop, counts)
 
 
 def repeat(
@@ -330,7 +331,7 @@ def repeat(
         Number of passes simulated.
     """
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    stream = frozen_stream(stream)
+    stream = frozen_stream(stream, counts)
     is_long = len(stream.kind) * WORDS_A_RECORD > len(system.words)
     one = new_counts(*axes(counts))
     last = new_counts(*axes(counts))
@@ -352,4 +353,5 @@ def repeat(
 def _add(counts: Counts, one: Counts, times: int) -> None:
     """Add `times` copies of one pass's counts, in place."""
     counts.served[:] += one.served * times
+    counts.functions[:] += one.functions * times
     counts.events[:] += one.events * times

@@ -12,6 +12,7 @@ from numarep.memory.counts import Event
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
     events_by_name,
+    functions_by_name,
     random_case,
     run_core,
     run_twin,
@@ -29,6 +30,7 @@ def test_equals_twin_count_for_count(seed, records):
     _, counts = run_core(case)
     twin = run_twin(case)
     assert served_by_name(counts) == dict(twin.served)
+    assert functions_by_name(counts) == dict(twin.functions)
     assert events_by_name(counts) == {name: n for name, n in twin.events.items() if n}
 
 

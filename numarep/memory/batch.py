@@ -45,7 +45,8 @@ class Batch(NamedTuple):
     Of each record (run, rather: see `front`), int64[BATCH]:
     what : page << 2 | kind; passed : instructions of the records before it (and one more, of all);
     reads : table entries its walk reads; chain : its first operation, if any record walked;
-    function : of `Stream`; is_marked : 1 if it did anything but hit L1 without a walk; `tally` leaves both 0.
+    function : of `Stream`;
+    is_marked : 1 if it did anything but hit L1 without a walk; `tally` leaves both 0.
     missed, walks : records that missed the first TLB, and that walk.
     Of each walk, int64[5 * BATCH]: walk_line, walk_level : what it reads.
     Of each operation (the reads of a record's walk, then the access itself), int64[6 * BATCH]:

@@ -107,7 +107,7 @@ def _traffic(counts: Counts, machine: MachineSpec, cpu_node: int, cpus_per_node:
     own = dram[cpu_node]
     # What is read from another node is read from there on every node; only elsewhere over a link.
     dram[cpu_node] = forwarded[cpu_node] = 0.0
-    sockets = np.array(range(machine.nodes))
+    sockets = np.array(machine.socket_of_node)
     elsewhere = sockets[:, np.newaxis] != sockets
     by_pair = np.where(elsewhere, dram + forwarded, 0.0)  # [reader, home]
     between = np.zeros(machine.nodes)

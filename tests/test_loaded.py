@@ -48,16 +48,18 @@ def random_run(seed: int) -> tuple[MachineSpec, Counts, int]:
 def traffic(
     machine: MachineSpec, counts: Counts, cpu_node: int, cpus: int
 ) -> tuple[list[int], dict[tuple[int, int], int]]:
-    """Lines from each memory and over each link, CPU by CPU: the plain model."""
+    """Lines from each memory and over each link of two sockets, CPU by CPU: the plain model."""
     memory, links = [0] * machine.nodes, {}
+    socket = machine.socket_of_node
     for reader in [node for node in range(machine.nodes) for _ in range(cpus)]:
         for home in range(machine.nodes):
             lines = int(counts.served[:, :, :, Service.DRAM, home].sum())
             source = reader if home == cpu_node else home
             memory[source] += lines
-            if home != cpu_node and reader != home:
+            if home != cpu_node and socket[reader] != socket[home]:
                 forwarded = int(counts.served[:, :, :, Service.REMOTE_LLC, home].sum())
-                links[reader, home] = links.get((reader, home), 0) + lines + forwarded
+                link = socket[reader], socket[home]
+                links[link] = links.get(link, 0) + lines + forwarded
     return memory, links
 
 
@@ -71,10 +73,12 @@ def test_latencies_are_those_under_the_traffic_they_allow(seed: int, cpus: int) 
     assert load.added is not None
     time_ns = price(counts, machine, cpu_node, load.added).time_ns
     memory, links = traffic(machine, counts, cpu_node, cpus)
-    most, shares = curve.memory_gb_per_s[-1], []
+    most, shares, socket = curve.memory_gb_per_s[-1], [], machine.socket_of_node
     for node in range(machine.nodes):
         memory_share = memory[node] * 64 / time_ns / most
-        link_share = links.get((cpu_node, node), 0) * 64 / time_ns / curve.link_gb_per_s
+        link_share = (
+            links.get((socket[cpu_node], socket[node]), 0) * 64 / time_ns / curve.link_gb_per_s
+        )
         link_ns = float(added_ns(curve, link_share * most))
         assert load.added.remote_llc_ns[node] == pytest.approx(link_ns, rel=1e-6, abs=1e-9)
         expected = link_ns + float(added_ns(curve, memory_share * most))

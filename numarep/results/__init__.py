@@ -18,8 +18,6 @@ from numarep.results.folder import (
     scan_runs,
 )
 from numarep.results.schema import (
-    BASE,
-    CORE,
     COUNTS,
     DETAILS,
     EVENTS,
@@ -40,8 +38,6 @@ from numarep.results.schema import (
 )
 
 __all__ = [
-    "BASE",
-    "CORE",
     "COUNTS",
     "DETAILS",
     "EVENTS",

@@ -248,8 +248,8 @@ class MachineSpec(Spec):
     psc: PscSpec
     core: CoreSpec
     latency: LatencySpec
-    prefetch: PrefetchSpec = PrefetchSpec(next_line_fetch=False, adjacent_line=False)
-    pcid: bool = False  # a CR3 write drops nothing: entries are tagged by root
+    prefetch: PrefetchSpec
+    pcid: bool  # a CR3 write drops nothing: entries are tagged by root
 
     def __post_init__(self) -> None:
         """Refuse sockets that don't fit the nodes and a hierarchy that doesn't grow outwards."""

@@ -38,7 +38,6 @@ from tests.memory.real import bundled
 CONF = Path(__file__).parents[2] / "conf"
 TEXT_PAGES, DATA_PAGES = 512, 16384
 ZIPF = 0.9
-FUNCTIONS = 1000  # counted one by one; a bundled window runs some hundred
 
 
 def machine_preset(name: str) -> MachineSpec:
@@ -110,9 +109,7 @@ def ours(
 ) -> Callable[[], None]:
     """Return a warm pass over the whole stream."""
     system = new_system(machine, tuple(range(machine.nodes)), ends)
-    function = stream.page % FUNCTIONS
-    stream = stream._replace(function=function)
-    counts = new_counts(machine.nodes, int(translations.region.max()) + 1, FUNCTIONS)
+    counts = new_counts(machine.nodes, int(translations.region.max()) + 1)
 
     def once() -> None:
         run(system, 0, stream, translations, 0, len(stream.kind), counts)

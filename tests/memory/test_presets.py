@@ -6,8 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from numarep.memory.counts import new_counts
+from numarep.memory.counts import Access, Event, Service, new_counts
 from numarep.memory.system import new_system, run
+from numarep.price import price, stalls
+from numarep.streams import NODE_BYTES, chase, count_stream
+from numarep.units import LINE_BYTES, cycles_to_ns
 from tests.benchmarks.core import CONF, machine_preset
 from tests.memory.cases import (
     FRAMES_PER_NODE,
@@ -60,9 +63,44 @@ def test_preset_counts_as_the_twin_does(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_nearer_is_faster(name):
-    """Own LLC, another's, own memory, another's: in this order but for the middle two."""
-    latency = machine_preset(name).latency
+    """Own LLC, another core of it, another LLC, the farthest memory: in this order."""
+    machine = machine_preset(name)
+    latency, llcs = machine.latency, machine.llc_of_node
     for node, row in enumerate(latency.dram_ns):
-        others = [ns for other, ns in enumerate(latency.remote_llc_ns[node]) if other != node]
-        assert all(latency.llc_ns < ns for ns in others)
-        assert all(ns < max(row) for ns in others)
+        others = [
+            ns for other, ns in enumerate(latency.remote_llc_ns[node]) if llcs[other] != llcs[node]
+        ]
+        assert all(latency.llc_ns < ns <= max(row) for ns in others)
+        assert latency.llc_ns <= latency.peer_ns < max(row)
+
+
+def plateaus(machine):
+    """Footprint, home node, level that serves it and the latency described, for every plateau."""
+    latency, ghz = machine.latency, machine.core.ghz
+    l2, llc = machine.l2.size_bytes, machine.llc.size_bytes
+    yield machine.l1d.size_bytes // 2, 0, Service.L1, cycles_to_ns(latency.l1_cycles, ghz=ghz)
+    yield l2 // 2, 0, Service.L2, cycles_to_ns(latency.l2_cycles, ghz=ghz)
+    yield 2 * l2 + llc // 8, 0, Service.LLC, latency.llc_ns
+    farthest = latency.dram_ns[0].index(max(latency.dram_ns[0]))
+    for node in (0, farthest):
+        # A cyclic order finds nothing in LRU caches that are a quarter too small.
+        yield (l2 + llc) * 5 // 4, node, Service.DRAM, latency.dram_ns[0][node]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_staircase_gives_the_described_latencies_back(name):
+    """A pointer chase: each plateau within 2 % of its latency and what the walks take."""
+    machine = machine_preset(name)
+    for footprint, node, service, described_ns in plateaus(machine):
+        kind, address = chase(footprint // LINE_BYTES * LINE_BYTES, node * NODE_BYTES, seed=1)
+        counts = count_stream(
+            machine, kind, address, page="2M", unmeasured_passes=1, dependent=True
+        )
+        loads = len(address)
+        near = cycles_to_ns(machine.latency.l1_cycles, ghz=machine.core.ghz)
+        mean_ns = price(counts, machine, 0).time_serial_ns / loads + near
+        walks_ns = float(stalls(counts, machine, 0)[Access.LOAD_WALK].sum()) / loads
+        stlb = int(counts.events[Event.STLB_DATA_HITS]) * machine.latency.stlb_cycles
+        stlb_ns = cycles_to_ns(stlb, ghz=machine.core.ghz) / loads
+        assert mean_ns - walks_ns - stlb_ns == pytest.approx(described_ns, rel=0.02)
+        assert counts.served[Access.LOAD, 0, :, service, node].sum() >= 0.98 * loads

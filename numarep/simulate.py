@@ -44,12 +44,14 @@ from numarep.replication.boot import (
     kernel_root_of,
     new_kernel,
 )
+from numarep.replication.boot_trace import boot_trace, first_fetch
 from numarep.replication.events import Replay, page_table_frames, warn_of_missing
 from numarep.replication.kernel import Kernel, Mm
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
 from numarep.replication.view import on_node
 from numarep.spec import (
+    BootSpec,
     ChaseSpec,
     DisturbanceSpec,
     MachineSpec,
@@ -201,7 +203,7 @@ def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
     )
 
 
-def _simulate(spec: RunSpec, workload: WorkloadSpec) -> Outcome:
+def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> Outcome:
     """Count a run in the capture's own node numbers."""
     window = _load(spec, workload)
     root = kernel_root_of(window.tables, window.image)
@@ -209,6 +211,8 @@ def _simulate(spec: RunSpec, workload: WorkloadSpec) -> Outcome:
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
     if spec.replication.boot_node is not None:
         window = _booted_on(spec.replication.boot_node, window, root, frames)
+    if isinstance(workload, BootSpec):
+        window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
     replicated = _replicate(spec, window, frames) if spec.replication.built_in else None
     counts = _drive(spec, window, replicated, master)
     if replicated:
@@ -267,17 +271,18 @@ def _used_frames(spec: RunSpec, window: _Window, root: int) -> set[int]:
 
 def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
     """Boot the policy's kernel on the captured tables and replay the window's events on it."""
-    kernel = booted(
-        new_kernel(
-            spec.replication,
-            window.image,
-            window.tables,
-            frames,
-            bases=_bases(window.meta),
-            pti=spec.kernel.pti,
-            cpu_nodes=_boot_cpu_first(spec, frames.nodes),
-        )
+    kernel = new_kernel(
+        spec.replication,
+        window.image,
+        window.tables,
+        frames,
+        bases=_bases(window.meta),
+        pti=spec.kernel.pti,
+        cpu_nodes=_boot_cpu_first(spec, frames.nodes),
     )
+    if isinstance(spec.workload, BootSpec):
+        return _Replicated(kernel, boot_trace(kernel), {})
+    booted(kernel)
     cpu = next(cpu for cpu in kernel.cpus if cpu.node == spec.cpu_node)
     modules = [adopt_module(kernel, cpu, vpns) for vpns in _module_pages(window.meta)]
     warn_of_missing(window.names, window.meta.levels)
@@ -299,8 +304,9 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
 def _boot_cpu_first(spec: RunSpec, nodes: int) -> list[int]:
     """List the node of every CPU, one a node; the captured boot CPU was the only one."""
     boot = spec.replication.boot_node
-    first = spec.cpu_node if boot is None else boot
-    return [first, *(node for node in range(nodes) if node != first)]
+    if boot is None or isinstance(spec.workload, BootSpec):  # which is measured on the boot CPU
+        boot = spec.cpu_node
+    return [boot, *(node for node in range(nodes) if node != boot)]
 
 
 def _module_pages(meta: CaptureMeta) -> list[range]:
@@ -323,7 +329,7 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     return _Captured(trace, meta, image, symbols, names, tables)
 
 
-def _load(spec: RunSpec, workload: WorkloadSpec) -> _Window:
+def _load(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> _Window:
     """Lay the captured window out as the run's kernel and machine have it."""
     kernel = spec.kernel
     captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, workload.trace)

@@ -28,8 +28,15 @@ from numarep.linux.tables import (
     repointed,
 )
 from numarep.memory.kinds import Kind
-from numarep.replication.kernel import Area, Cpu, Kernel, ReplicationError, has_replicas
-from numarep.replication.work import Sync, Work
+from numarep.replication.kernel import (
+    Area,
+    Cpu,
+    Kernel,
+    ReplicationError,
+    flush_everywhere,
+    has_replicas,
+)
+from numarep.replication.work import Work
 from numarep.units import LINES_PER_PAGE, PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE
 
 _TABLE_FLAGS = PRESENT | WRITABLE
@@ -233,7 +240,7 @@ def replicate_area(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
         _use_copies(kernel, area, node, frames, work)
     area.replicas = taken
     if taken:
-        _flush_kernel_range(kernel, cpu, work)
+        flush_everywhere(kernel, cpu, work)
     return work
 
 
@@ -272,14 +279,6 @@ def _use_copies(kernel: Kernel, area: Area, node: int, frames: list[int], work: 
         kernel.contents.copy(original, pfn, 1)
         everywhere = dict.fromkeys(kernel.replica_nodes, original)
         kernel.replicated.setdefault((table, index), everywhere)[node] = pfn
-
-
-def _flush_kernel_range(kernel: Kernel, cpu: Cpu, work: Work) -> None:
-    """Add a flush on all CPUs, one interrupt to all others and a wait for them."""
-    if len(kernel.cpus) > 1:
-        work.event(Sync.IPI, cpu.number)
-    for other in kernel.cpus:
-        work.event(Sync.FLUSH_ALL, other.number)
 
 
 def free_area(kernel: Kernel, area: Area) -> Work:
@@ -358,7 +357,7 @@ def share_again(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
         kernel.tables.set_entry(PTE, table, index, entry)
         for _, copy in kernel.copies_of(table):
             _write(kernel, work, PTE, copy, index, entry)
-    _flush_kernel_range(kernel, cpu, work)
+    flush_everywhere(kernel, cpu, work)
     for frames in area.replicas.values():
         give_frames(kernel, frames, "replicas")
     area.replicas = {}

@@ -2,7 +2,11 @@
 
 `new_kernel` takes the tables of an unreplicated kernel; `reserve`, `replicate`, `start`,
 `seal` and `publish` are R14's steps a, b, d, e and f (c, patching during boot, is
-`patching.patch_boot`). `booted` runs them all. Boot work is not priced, so it is not returned.
+`patching.patch_boot`). `booted` runs them all. Each step returns its work on the boot CPU; what
+other CPUs do as they start is not in it.
+
+Assumed: a word is copied by one load and one store, setting memory aside touches none of it
+(memblock), and every table page is copied whole, so it is not zeroed before.
 
 R33: nothing here depends on where in the window the image lies. R35: KASAN's shadow lies outside
 the window, so its tables are shared like all others.
@@ -28,7 +32,9 @@ from numarep.linux.tables import (
     large_entry,
     repointed,
 )
+from numarep.memory.kinds import Kind
 from numarep.replication.kernel import (
+    ENTRIES_PER_LINE,
     KERNEL_HALF,
     PGD_PAGES,
     Cpu,
@@ -37,10 +43,21 @@ from numarep.replication.kernel import (
     MmKind,
     ReplicationError,
     Stage,
+    flush_everywhere,
     nearest_nodes,
 )
+from numarep.replication.work import Sync, Work
 from numarep.spec import ReplicationSpec
-from numarep.units import MAX_LEVELS, PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE, PUD, TABLE_ENTRIES
+from numarep.units import (
+    LINES_PER_PAGE,
+    MAX_LEVELS,
+    PAGE_SHIFT,
+    PAGES_PER_PMD,
+    PMD,
+    PTE,
+    PUD,
+    TABLE_ENTRIES,
+)
 from numarep.workload.trace import TraceError
 
 _TABLE_FLAGS = PRESENT | WRITABLE
@@ -197,9 +214,10 @@ def _preallocate_vmalloc(kernel: Kernel) -> None:
         kernel.tables.set_entry(level, kernel.root, index, table << PAGE_SHIFT | _TABLE_FLAGS)
 
 
-def replicate(kernel: Kernel) -> None:
+def replicate(kernel: Kernel) -> Work:
     """Build node tables, copy text, redirect, switch the boot CPU and flush (R14b, R10-R13)."""
     _enter(kernel, Stage.REPLICATED)
+    work = Work()
     bottom = PTE if kernel.spec.clone_ptes else PMD
     tables = kernel.window_tables(bottom)
     for node in kernel.reserved:
@@ -209,11 +227,18 @@ def replicate(kernel: Kernel) -> None:
         kernel.held["tables"] += PGD_PAGES + len(tables)
         for original, copy in own.items():
             _clone(kernel, original, copy, own)
+            if original in kernel.tables.level_of:
+                kernel.touch_struct_page(work, copy)
+                _copy(kernel, work, original, copy, pages=1)
         kernel.own[node] = own
         kernel.init_mm.pgd[node] = own[kernel.root]
     if kernel.spec.text:
-        _redirect(kernel, kernel.image.replicated[0], place=0)
+        _redirect(kernel, kernel.image.replicated[0], 0, work)
     start(kernel, kernel.cpus[0])
+    if kernel.reserved:
+        work.event(Sync.CR3_LOAD, kernel.cpus[0].number, kernel.cpus[0].cr3)
+        work.event(Sync.FLUSH_ALL, kernel.cpus[0].number)
+    return work
 
 
 def _new_pgd_pair(kernel: Kernel, node: int) -> dict[int, int]:
@@ -234,7 +259,12 @@ def _clone(kernel: Kernel, original: int, copy: int, own: Mapping[int, int]) -> 
     tables.add_table(level, copy, entries)
 
 
-def _redirect(kernel: Kernel, section: Section, place: int) -> None:
+def _copy(kernel: Kernel, work: Work, source: int, target: int, *, pages: int) -> None:
+    lines = pages * LINES_PER_PAGE
+    kernel.copy(work, source, target, lines=lines, instructions=2 * ENTRIES_PER_LINE)
+
+
+def _redirect(kernel: Kernel, section: Section, place: int, work: Work) -> None:
     """Copy a section to every node and point the node's PMD entries at it."""
     tables = kernel.tables
     first = first_frame(tables, kernel.root, section)
@@ -250,8 +280,11 @@ def _redirect(kernel: Kernel, section: Section, place: int) -> None:
             pfn = reserved[place][0] + found.pfn - first
             frames[node] = pfn
             kernel.contents.copy(found.pfn, pfn, PAGES_PER_PMD)
+            _copy(kernel, work, found.pfn, pfn, pages=PAGES_PER_PMD)
             entry = repointed(tables.entry(table, index), pfn)
             tables.set_entry(PMD, kernel.own[node][table], index, entry)
+            work.instructions(kernel.spec.instructions.entry)
+            kernel.store_entry(work, kernel.own[node][table], index)
 
 
 def start(kernel: Kernel, cpu: Cpu) -> None:
@@ -260,44 +293,59 @@ def start(kernel: Kernel, cpu: Cpu) -> None:
     cpu.cr3 = kernel.init_mm.root(kernel.node_home(cpu))
 
 
-def seal(kernel: Kernel) -> None:
+def seal(kernel: Kernel) -> Work:
     """Copy rodata after read-only is marked and redirect it (R14e, R7).
 
     Early enough for all that is written while init runs, ro_after_init included, to be in the copy.
     """
     _enter(kernel, Stage.SEALED)
+    work = Work()
     if kernel.spec.rodata:
-        _redirect(kernel, kernel.image.replicated[1], place=int(kernel.spec.text))
+        _redirect(kernel, kernel.image.replicated[1], int(kernel.spec.text), work)
+    if kernel.reserved:
+        flush_everywhere(kernel, kernel.cpus[0], work)
+    return work
 
 
-def publish(kernel: Kernel) -> None:
+def publish(kernel: Kernel) -> Work:
     """Drop the linear-map aliases of the replicas, so that nothing can write to them (R14f)."""
     _enter(kernel, Stage.PUBLISHED)
+    work = Work()
     direct_map = kernel.bases["direct_map"] >> PAGE_SHIFT
     for reserved in kernel.reserved.values():
         for pfn, pages in reserved:
             for block in range(pfn, pfn + pages, PAGES_PER_PMD):
-                _unmap_alias(kernel, direct_map + block)
+                _unmap_alias(kernel, direct_map + block, work)
+    if any(kernel.reserved.values()):
+        flush_everywhere(kernel, kernel.cpus[0], work)
     _new_poking_mm(kernel)
+    return work
 
 
-def _unmap_alias(kernel: Kernel, vpn: int) -> None:
+def _unmap_alias(kernel: Kernel, vpn: int, work: Work) -> None:
     tables = kernel.tables
     found = tables.walk(kernel.root, vpn)
     if found is None:
         return
     if found.leaf == PUD:
-        _split_pud(kernel, found.table[PUD - 1], entry_index(vpn, PUD), found.pfn, found.flags)
+        table, index = found.table[PUD - 1], entry_index(vpn, PUD)
+        pmd = _split_pud(kernel, table, index, found.pfn, found.flags)
+        kernel.touch_struct_page(work, pmd)
+        work.burst(kernel.run(Kind.STORE, pmd, lines=LINES_PER_PAGE))
+        kernel.store_entry(work, table, index)
         found = tables.walk(kernel.root, vpn)
         assert found is not None
     if found.leaf == PMD:
-        tables.set_entry(PMD, found.table[PMD - 1], entry_index(vpn, PMD), 0)
+        table, index = found.table[PMD - 1], entry_index(vpn, PMD)
+        tables.set_entry(PMD, table, index, 0)
+        kernel.store_entry(work, table, index)
     else:
         for index in range(TABLE_ENTRIES):
             tables.set_entry(PTE, found.table[PTE - 1], index, 0)
+        work.burst(kernel.run(Kind.STORE, found.table[PTE - 1], lines=LINES_PER_PAGE))
 
 
-def _split_pud(kernel: Kernel, table: int, index: int, pfn: int, flags: int) -> None:
+def _split_pud(kernel: Kernel, table: int, index: int, pfn: int, flags: int) -> int:
     """Split a 1 GiB leaf into 2 MiB ones (split_large_page, arch/x86/mm/pat/set_memory.c)."""
     first = pfn - pfn % (PAGES_PER_PMD * TABLE_ENTRIES)
     pmd = kernel.new_table(PMD, kernel.node_home(kernel.cpus[0]), like=table, what="shared")
@@ -305,6 +353,7 @@ def _split_pud(kernel: Kernel, table: int, index: int, pfn: int, flags: int) -> 
         entry = large_entry(first + block * PAGES_PER_PMD, flags)
         kernel.tables.set_entry(PMD, pmd, block, entry)
     kernel.tables.set_entry(PUD, table, index, pmd << PAGE_SHIFT | _TABLE_FLAGS)
+    return pmd
 
 
 def _new_poking_mm(kernel: Kernel) -> None:

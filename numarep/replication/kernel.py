@@ -25,7 +25,7 @@ from numarep.linux.image import Image
 from numarep.linux.layout import WINDOW_VPN
 from numarep.linux.tables import PageTables, entry_index, entry_pfn
 from numarep.memory.kinds import Kind
-from numarep.replication.work import Run, Work
+from numarep.replication.work import Run, Sync, Work
 from numarep.spec import ReplicationSpec
 from numarep.units import (
     ENTRY_BYTES,
@@ -234,11 +234,24 @@ class Kernel:
         vpn = (self.bases["direct_map"] >> PAGE_SHIFT) + pfn
         return Run(kind, vpn, pfn, self.frames.node_of(pfn), line, lines, times)
 
-    def copy(self, work: Work, source: int, target: int, *, line: int = 0, lines: int) -> None:
-        """Add the copying of lines of one frame to the same lines of another."""
+    def copy(
+        self,
+        work: Work,
+        source: int,
+        target: int,
+        *,
+        line: int = 0,
+        lines: int,
+        instructions: int = 0,
+    ) -> None:
+        """Add the copying of lines of one frame to the same lines of another.
+
+        `instructions` are a line's; by default they are among those of the whole operation.
+        """
         work.burst(
             self.run(Kind.LOAD, source, line=line, lines=lines),
             self.run(Kind.STORE, target, line=line, lines=lines),
+            instructions=instructions,
         )
 
     def touch_struct_page(self, work: Work, pfn: int) -> None:
@@ -259,3 +272,11 @@ class Kernel:
     def store_entry(self, work: Work, table: int, index: int) -> None:
         """Add the write of one entry."""
         work.burst(self.run(Kind.STORE, table, line=index // ENTRIES_PER_LINE, times=1))
+
+
+def flush_everywhere(kernel: Kernel, cpu: Cpu, work: Work) -> None:
+    """Add a flush on all CPUs: one round of interrupts to the others, and a wait for them."""
+    if len(kernel.cpus) > 1:
+        work.event(Sync.IPI, cpu.number)
+    for other in kernel.cpus:
+        work.event(Sync.FLUSH_ALL, other.number)

@@ -13,11 +13,12 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numarep.memory.kinds import Kind
 from numarep.replication.kernel import Cpu, Kernel
 from numarep.replication.work import CURRENT, Burst, Event, Instructions, Run, Sync, Work
-from numarep.units import MAX_LEVELS, PAGE_SHIFT, PTE
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PAGE_SHIFT, PTE
 from numarep.workload.trace import Flag, Pages, Records, Trace, TraceError
 
 _SYNC_KIND = {
@@ -37,30 +38,37 @@ class Splice:
     kernel: Kernel
     rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
     new_pages: list[_Row] = field(default_factory=list)
-    records: list[tuple[int, int, int, int]] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
+    blocks: list[NDArray[np.int64]] = field(default_factory=list)  # rows of kind, page, line, count
+    after: list[NDArray[np.int64]] = field(default_factory=list)  # the event, for every row
 
     def add(self, event: int, cpu: Cpu, work: Work) -> None:
         """Add an operation's work right after record `event`, which `cpu` ran."""
-        before = len(self.records)
-        root = int(self.trace.pages.root[self.trace.records.page[event]])
+        records, before = self.trace.records, len(self.blocks)
+        page, line = int(records.page[event]), int(records.line[event])
+        root = int(self.trace.pages.root[page])
         for step in work.steps:
             if isinstance(step, Burst):
-                self._add_burst(step, root)
+                columns = [self._lines(run, root) for run in step.runs]
+                if step.instructions:
+                    fetch = (Kind.FETCH, page, line, step.instructions)
+                    columns.insert(0, np.tile(np.array(fetch, np.int64), (len(columns[0]), 1)))
+                self.blocks.append(np.stack(columns, axis=1).reshape(-1, 4))
             elif isinstance(step, Instructions):
-                records = self.trace.records
-                page, line = int(records.page[event]), int(records.line[event])
-                self.records.append((Kind.FETCH, page, line, step.number))
+                self._add(Kind.FETCH, page, line, step.number)
             else:
                 self._add_event(step, cpu, root)
-        self.after += [event] * (len(self.records) - before)
+        self.after += [np.full(len(block), event) for block in self.blocks[before:]]
 
-    def _add_burst(self, burst: Burst, root: int) -> None:
-        for step in range(burst.runs[0].lines):
-            for run in burst.runs:
-                one = run.at(step)
-                row = self._row(root, one)
-                self.records.append((one.kind, row, one.line, one.times))
+    def _add(self, *record: int) -> None:
+        self.blocks.append(np.array([record], np.int64))
+
+    def _lines(self, run: Run, root: int) -> NDArray[np.int64]:
+        """Return a run's records, one a line: int64[lines, 4]."""
+        page, line = np.divmod(run.line + np.arange(run.lines), LINES_PER_PAGE)
+        pages = range(int(page[-1]) + 1)
+        rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
+        columns = (np.full(run.lines, run.kind), np.array(rows)[page], line)
+        return np.stack([*columns, np.full(run.lines, run.times)], axis=1).astype(np.int64)
 
     def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
         if event.cpu != cpu.number:
@@ -74,7 +82,7 @@ class Splice:
             table = [-1] * MAX_LEVELS
             table[self.kernel.tables.levels - 1] = new_root
             self._new_row(key, (vpn, 0, 0, 0, *table))
-        self.records.append((_SYNC_KIND[event.sync], self.rows[key], 0, 0))
+        self._add(_SYNC_KIND[event.sync], self.rows[key], 0, 0)
 
     def _row(self, root: int, run: Run) -> int:
         key = (root if run.root == CURRENT else run.root, run.vpn, run.pfn)
@@ -105,10 +113,10 @@ class Splice:
 
     def spliced(self) -> Trace:
         """Return the trace with everything added; the very same if that is nothing."""
-        if not self.records:
+        if not self.blocks:
             return self.trace
-        at = np.array(self.after, dtype=np.int64) + 1
-        added = np.array(self.records, dtype=np.int64)
+        at = np.concatenate(self.after).astype(np.int64) + 1
+        added = np.concatenate(self.blocks)
         old = self.trace.records
         merged = Records(
             np.insert(old.kind, at, added[:, 0].astype(np.uint8)),

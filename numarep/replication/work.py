@@ -42,9 +42,10 @@ class Run(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """Runs of equal length, interleaved line by line."""
+    """Runs of equal length, interleaved line by line; instructions beside, for every line."""
 
     runs: tuple[Run, ...]
+    instructions: int = 0
 
 
 class Instructions(NamedTuple):
@@ -79,9 +80,9 @@ class Work:
 
     steps: list[Step] = field(default_factory=list)
 
-    def burst(self, *runs: Run) -> None:
-        """Add accesses, interleaved line by line."""
-        self.steps.append(Burst(runs))
+    def burst(self, *runs: Run, instructions: int = 0) -> None:
+        """Add accesses, interleaved line by line, with so many instructions a line."""
+        self.steps.append(Burst(runs, instructions))
 
     def instructions(self, count: int) -> None:
         """Add instructions, if there are any."""
@@ -112,7 +113,9 @@ class Work:
 
     def total_instructions(self) -> int:
         """Sum up the instructions."""
-        return sum(step.number for step in self.steps if isinstance(step, Instructions))
+        bursts = (step for step in self.steps if isinstance(step, Burst))
+        beside = sum(step.instructions * step.runs[0].lines for step in bursts)
+        return beside + sum(step.number for step in self.steps if isinstance(step, Instructions))
 
     def events(self, sync: Sync) -> list[Event]:
         """List the events of one kind."""

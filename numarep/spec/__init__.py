@@ -28,6 +28,7 @@ from numarep.spec.machine import (
 )
 from numarep.spec.parsing import as_mapping, nearest, parse
 from numarep.spec.run import (
+    BootSpec,
     ChaseSpec,
     DisturbanceSpec,
     InstructionSpec,
@@ -41,6 +42,7 @@ from numarep.spec.run import (
 
 __all__ = [
     "MOST_WAYS",
+    "BootSpec",
     "CacheSpec",
     "ChaseSpec",
     "CoreSpec",

@@ -16,11 +16,15 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from pydantic import TypeAdapter, ValidationError
 
 from numarep.spec.base import Spec, SpecError
-from numarep.spec.run import ChaseSpec, WorkloadSpec
+from numarep.spec.run import BootSpec, ChaseSpec, WorkloadSpec
 
 S = TypeVar("S")
 
-_KINDS: dict[Any, type[Spec]] = {"captured": WorkloadSpec, "chase": ChaseSpec}
+_KINDS: dict[Any, type[Spec]] = {
+    "captured": WorkloadSpec,
+    "boot": BootSpec,
+    "chase": ChaseSpec,
+}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

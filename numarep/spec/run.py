@@ -64,6 +64,25 @@ class WorkloadSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BootSpec(Spec):
+    """What the series adds to a boot, alone, on the kernel as a captured window begins (R14)."""
+
+    kind: Literal["boot"]
+    name: str
+    trace: str
+
+    @property
+    def iterations(self) -> int:
+        """A boot happens once."""
+        return 1
+
+    @property
+    def disturbance(self) -> None:
+        """Nothing else happens."""
+        return
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ChaseSpec(Spec):
     """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around."""
 
@@ -187,7 +206,7 @@ class RunSpec(Spec):
 
     machine: MachineSpec
     kernel: KernelSpec
-    workload: Annotated[WorkloadSpec | ChaseSpec, Field(discriminator="kind")]
+    workload: Annotated[WorkloadSpec | BootSpec | ChaseSpec, Field(discriminator="kind")]
     replication: ReplicationSpec
     cache_state: Literal["hot", "cold"]
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before

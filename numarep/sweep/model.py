@@ -12,7 +12,7 @@ from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.price import price, stalls
 from numarep.results import RunResult
 from numarep.simulate import MODEL_VERSION, Outcome, captured_cpu_node, simulate, state_key
-from numarep.spec import RunSpec, WorkloadSpec
+from numarep.spec import ChaseSpec, RunSpec
 from numarep.workload.dataset import capture_name, open_dataset
 
 __all__ = ["MODEL_VERSION", "check", "evaluate", "state_key"]
@@ -33,7 +33,7 @@ def check(specs: Iterable[RunSpec]) -> None:
             spec.workload.trace,
         )
         for spec in specs
-        if isinstance(spec.workload, WorkloadSpec)
+        if not isinstance(spec.workload, ChaseSpec)
     }
     for dataset, capture, trace in sorted(needed):
         open_dataset(dataset).trace(capture, trace)

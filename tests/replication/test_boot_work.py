@@ -1,0 +1,83 @@
+"""What booting costs: the steps' work against closed formulas, and as a workload (R14)."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from numarep.linux.layout import Region
+from numarep.memory.counts import Access, Event, Service
+from numarep.memory.kinds import Kind
+from numarep.replication.account import static_bytes, table_pages
+from numarep.replication.boot import publish, replicate, reserve, seal
+from numarep.replication.boot_trace import boot_trace
+from numarep.replication.invariants import violations
+from numarep.replication.work import Sync
+from numarep.simulate import simulate
+from numarep.spec import RunSpec, parse
+from numarep.units import LINE_BYTES, LINES_PER_PAGE, PMD_BYTES
+from tests.datasets import write_small_dataset
+from tests.kernels import SERIES, SmallKernel
+from tests.test_simulate import conf
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 8])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_r14_r4_booting_copies_text_rodata_and_tables_to_every_further_node(
+    nodes: int, levels: int
+) -> None:
+    kernel = SmallKernel(nodes=nodes, levels=levels, processes=(0,)).unbooted()
+    reserve(kernel)
+    tables_text, rodata, aliases = (step(kernel) for step in (replicate, seal, publish))
+    sections = [section.bytes for section in kernel.image.replicated]
+    # A PGD's second page is a table only where KPTI uses it.
+    tables = (table_pages(levels) - 1) * LINES_PER_PAGE * LINE_BYTES
+    for node in range(1, nodes):
+        words = [(sections[0] + tables) // 8, sections[1] // 8]
+        entries = [section // PMD_BYTES for section in sections]
+        for work, copied, redirected in zip((tables_text, rodata), words, entries, strict=True):
+            structs = table_pages(levels) - 1 if work is tables_text else 0
+            direct_map = [r for r in work.accesses() if r.node == node and r.kind == Kind.STORE]
+            stored = sum(run.times for run in direct_map)
+            assert stored == copied + redirected + structs * 8
+    # Every 2 MiB of copies is dropped from the linear map, whose tables are the boot node's.
+    static = (nodes - 1) * static_bytes(kernel.image, SERIES)
+    assert (
+        aliases.references(Kind.STORE) == aliases.references(Kind.STORE, 0) == static // PMD_BYTES
+    )
+    rounds = [len(work.events(Sync.IPI)) for work in (tables_text, rodata, aliases)]
+    assert rounds == ([0, 1, 1] if nodes > 1 else [0, 0, 0])
+    assert len(tables_text.events(Sync.CR3_LOAD)) == (nodes > 1)
+
+
+def test_r14_the_boots_trace_is_a_boot() -> None:
+    kernel = SmallKernel(nodes=3, processes=(0,)).unbooted()
+    trace = boot_trace(kernel)
+    assert violations(kernel) == []
+    copied = 2 * (static_bytes(kernel.image, SERIES) + 4 * 4096)
+    assert trace.instructions == 1 + 2 * copied // 8
+
+
+def test_r14_booting_as_a_workload_is_paid_by_whoever_replicates(tmp_path: Path) -> None:
+    folder = write_small_dataset(tmp_path)
+    run = {
+        "machine": conf("machine/xeon_8s.yaml"),
+        "kernel": conf("kernel/debian_6_1_nopti.yaml") | {"dataset": str(folder)},
+        "workload": conf("workload/boot.yaml") | {"trace": "fork"},
+        "replication": conf("replication/none.yaml"),
+        "cache_state": "cold",
+        "home_llc": "cold",
+        "load": conf("config.yaml")["load"],
+        "cpu_node": 0,
+        "seed": 1,
+    }
+    spec = parse(RunSpec, run)
+    series = parse(type(spec.replication), conf("replication/series.yaml"))
+    alone = simulate(spec).counts.events
+    ours = simulate(dataclasses.replace(spec, replication=series))
+    assert alone[Event.INSTRUCTIONS] == 1
+    stored = ours.counts.served[Access.STORE, 0, Region.DIRECT_MAP, Service.DRAM].sum(-1)
+    lines = ours.replica_bytes_per_node[1] // LINE_BYTES
+    assert stored[0] < 100
+    assert all(lines <= each < lines + 400 for each in stored[1:])
+    assert ours.counts.events[Event.IPIS] == 2

@@ -15,6 +15,7 @@ from numarep.replication.invariants import violations
 from numarep.replication.work import Sync
 from numarep.simulate import simulate
 from numarep.spec import RunSpec, parse
+from numarep.sweep.grid import expand
 from numarep.units import LINE_BYTES, LINES_PER_PAGE, PMD_BYTES
 from tests.datasets import write_small_dataset
 from tests.kernels import SERIES, SmallKernel
@@ -39,7 +40,7 @@ def test_r14_r4_booting_copies_text_rodata_and_tables_to_every_further_node(
             structs = table_pages(levels) - 1 if work is tables_text else 0
             direct_map = [r for r in work.accesses() if r.node == node and r.kind == Kind.STORE]
             stored = sum(run.times for run in direct_map)
-            assert stored == copied + redirected + structs * 8
+            assert stored == copied + redirected + structs
     # Every 2 MiB of copies is dropped from the linear map, whose tables are the boot node's.
     static = (nodes - 1) * static_bytes(kernel.image, SERIES)
     assert (
@@ -60,18 +61,10 @@ def test_r14_the_boots_trace_is_a_boot() -> None:
 
 def test_r14_booting_as_a_workload_is_paid_by_whoever_replicates(tmp_path: Path) -> None:
     folder = write_small_dataset(tmp_path)
-    run = {
-        "machine": conf("machine/xeon_8s.yaml"),
-        "kernel": conf("kernel/debian_6_1_nopti.yaml") | {"dataset": str(folder)},
-        "workload": conf("workload/boot.yaml") | {"trace": "fork"},
-        "replication": conf("replication/none.yaml"),
-        "cache_state": "cold",
-        "home_llc": "cold",
-        "load": conf("config.yaml")["load"],
-        "cpu_node": 0,
-        "seed": 1,
-    }
-    spec = parse(RunSpec, run)
+    options = ("machine=xeon_8s", "workload=boot", "workload.trace=fork", "cpu_node=0")
+    dataset = (f"kernel.dataset={folder}", "kernel=debian_6_1_nopti")
+    (point,) = expand(["study=single", "cache_state=cold", *options, *dataset]).points
+    spec = parse(RunSpec, point)
     series = parse(type(spec.replication), conf("replication/series.yaml"))
     alone = simulate(spec).counts.events
     ours = simulate(dataclasses.replace(spec, replication=series))

@@ -111,12 +111,15 @@ def _moved(trace: Trace, section: Section, place: NDArray[np.int64]) -> Trace:
     of_section = section.holds(pages.vpn) & (pages.leaf > 0)
     if not of_section.any():
         return trace
-    line = (pages.vpn[records.page] - first) * LINES_PER_PAGE + records.line
-    moves = of_section[records.page] & (records.kind <= Kind.STORE) & (line < len(place))
-    new_line = place[line[moves]]
+    # Of the section, or beyond all that moves; 32 bits, because this is done for every record.
+    row_line = np.where(of_section, (pages.vpn - first) * LINES_PER_PAGE, len(place))
+    line = row_line.astype(np.int32)[records.page] + records.line
+    moves = np.flatnonzero((line < len(place)) & (records.kind <= Kind.STORE))
+    new_line = place.astype(np.int32)[line[moves]]
     roots, root = np.unique(pages.root, return_inverse=True)
     page_count = -(-len(place) // LINES_PER_PAGE)
-    key = root[records.page[moves]] * page_count + new_line // LINES_PER_PAGE
+    page_of_root = (root * page_count).astype(np.int32)
+    key = page_of_root[records.page[moves]] + new_line // LINES_PER_PAGE
     wanted = np.flatnonzero(np.bincount(key, minlength=len(roots) * page_count))
     row_of = np.zeros(len(roots) * page_count, np.int32)
     row_of[wanted] = np.arange(len(wanted)) + len(pages.vpn)

@@ -69,7 +69,7 @@ def watched(levels: int) -> dict[str, str]:
 
 def warn_of_missing(symbols: Collection[str], levels: int) -> None:
     """Warn of watched symbols a kernel does not have: their work is never charged."""
-    missing = sorted(set(watched(levels)) - set(symbols))
+    missing = sorted(name for name in watched(levels) if name not in symbols)
     if missing:
         warnings.warn(
             f"the kernel has no symbol {', '.join(missing)}: what replication adds there is not "

@@ -23,7 +23,7 @@ from numarep.linux.contents import Contents
 from numarep.linux.frames import Frames
 from numarep.linux.image import Image
 from numarep.linux.layout import WINDOW_VPN
-from numarep.linux.tables import PageTables, entry_index, entry_pfn
+from numarep.linux.tables import LARGE, PageTables, entry_index, entry_pfn
 from numarep.memory.kinds import Kind
 from numarep.replication.work import Run, Sync, Work
 from numarep.spec import ReplicationSpec
@@ -33,9 +33,9 @@ from numarep.units import (
     LINE_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PAGES_PER_PMD,
     PMD,
     TABLE_ENTRIES,
+    TABLE_SHIFT,
 )
 
 # A PGD is two pages, the second for KPTI's user half, also when booted with pti=off.
@@ -188,10 +188,23 @@ class Kernel:
     def window_tables(self, bottom: int = PMD) -> list[tuple[int, int]]:
         """List (level, original pfn) of table pages that map the window, top down (R10, R11)."""
         found: dict[int, int] = {}
-        for vpn in range(WINDOW_VPN, 0, PAGES_PER_PMD):
-            path = self.path(self.root, vpn, bottom)
-            found |= {table: level for level, table in path if level < self.tables.levels}
+        first = -TABLE_ENTRIES << (TABLE_SHIFT * (self.tables.levels - 1))
+        self._find_window(self.tables.levels, self.root, first, bottom, found)
         return sorted(((level, table) for table, level in found.items()), reverse=True)
+
+    def _find_window(
+        self, level: int, table: int, first: int, bottom: int, found: dict[int, int]
+    ) -> None:
+        """Add the tables below one that maps from page `first` on, if they map the window."""
+        shift = TABLE_SHIFT * (level - 1)
+        for index, entry in self.tables.pages[table].items():
+            start, below = first + (index << shift), entry_pfn(entry)
+            if start >= WINDOW_VPN - (1 << shift) + 1 and not entry & LARGE:
+                if below not in self.tables.pages:
+                    continue
+                found[below] = level - 1
+                if level - 1 > bottom:
+                    self._find_window(level - 1, below, start, bottom, found)
 
     def path(self, root: int, vpn: int, bottom: int) -> Iterator[tuple[int, int]]:
         """Yield (level, table) from the root down to `bottom`, or to where nothing is below."""

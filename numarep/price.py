@@ -63,6 +63,30 @@ def _latency_ns(machine: MachineSpec, cpu_node: int, added: Added | None) -> NDA
     return table
 
 
+def access_ns(
+    machine: MachineSpec, cpu_node: int, added: Added | None = None
+) -> NDArray[np.float64]:
+    """Return what one access stalls a CPU of a node, float64[access, served_by, node], in ns."""
+    walk_ns = _latency_ns(machine, cpu_node, added)
+    each_ns = np.empty((len(Access), *walk_ns.shape))
+    each_ns[: Access.FETCH_WALK] = walk_ns - walk_ns[Service.L1]
+    each_ns[Access.FETCH_WALK :] = walk_ns
+    return each_ns
+
+
+def function_stalls(
+    counts: Counts, machine: MachineSpec, cpu_node: int, added: Added | None = None
+) -> NDArray[np.float64]:
+    """Return the stall of every cell of `counts.functions`, in ns, were nothing to overlap.
+
+    Summed over functions and the leading ones, it is what `time_ns` is more than the base, but for
+    rounding.
+    """
+    each_ns = access_ns(machine, cpu_node, added)[..., np.newaxis]
+    stall_ns: NDArray[np.float64] = np.multiply(counts.functions, each_ns, dtype=np.float64)
+    return stall_ns
+
+
 def stalls(
     counts: Counts, machine: MachineSpec, cpu_node: int, added: Added | None = None
 ) -> NDArray[np.float64]:
@@ -82,11 +106,7 @@ def stalls(
     -------
     float64[access, level, region, served_by, node, overlap]
     """
-    walk_ns = _latency_ns(machine, cpu_node, added)
-    access_ns = walk_ns - walk_ns[Service.L1]
-    each_ns = np.empty((len(Access), 1, 1, *walk_ns.shape, 1))
-    each_ns[: Access.FETCH_WALK] = access_ns[:, :, np.newaxis]
-    each_ns[Access.FETCH_WALK :] = walk_ns[:, :, np.newaxis]
+    each_ns = access_ns(machine, cpu_node, added)[:, np.newaxis, np.newaxis, :, :, np.newaxis]
     stall_ns: NDArray[np.float64] = np.multiply(counts.served, each_ns, dtype=np.float64)
     return stall_ns
 

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from numarep.linux.boot_node import move_tables, moved
 from numarep.linux.frames import Frames, colours_of
-from numarep.linux.image import Image, image_from_symbols
+from numarep.linux.functions import Owners, functions_of, owners_of
+from numarep.linux.image import Image, Section, image_from_symbols
 from numarep.linux.layout import Region, aligned, regions
 from numarep.linux.memory import map_node
 from numarep.linux.relink import relink
@@ -73,6 +74,14 @@ _PRICED = {"latency": None, "core": ("ghz", "base_ipc")}
 
 
 @dataclass(frozen=True)
+class Functions:
+    """The kernel functions of a run: the axis of `Counts.functions`."""
+
+    names: tuple[str, ...]
+    instructions: NDArray[np.int64]  # of each, in the measured window
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one simulated state gives, before pricing."""
 
@@ -81,6 +90,7 @@ class Outcome:
     replica_bytes_per_node: tuple[int, ...]  # text and rodata copies
     table_pages_per_node: tuple[int, ...]  # copies of the kernel's own tables
     memory: tuple[Row, ...] = ()  # all that replication holds at the window's end
+    functions: Functions = Functions((), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,18 @@ class _Captured:
     names: frozenset[str]  # of the symbols
     snapshot: pa.Table
 
+    @functools.cached_property
+    def owners(self) -> Owners:
+        """The functions that the lines of the text belong to."""
+        return owners_of(self.image.text, self.symbols)
+
 
 @dataclass(frozen=True)
 class _Window:
     """A window and its kernel, as one run has them; `tables` is the run's own to change."""
 
     trace: Trace
+    owners: Owners | None  # of its text's lines, if counts by function are wanted
     iterations: int  # wanted
     meta: CaptureMeta
     image: Image
@@ -192,7 +208,8 @@ def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
     """Return an outcome with every node renumbered."""
     inverse = [labels.index(node) for node in range(len(labels))]
     counts = outcome.counts._replace(
-        served=np.ascontiguousarray(np.take(outcome.counts.served, inverse, axis=4))
+        served=np.ascontiguousarray(np.take(outcome.counts.served, inverse, axis=4)),
+        functions=np.ascontiguousarray(np.take(outcome.counts.functions, inverse, axis=3)),
     )
     return Outcome(
         counts,
@@ -200,6 +217,7 @@ def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
         tuple(outcome.replica_bytes_per_node[node] for node in inverse),
         tuple(outcome.table_pages_per_node[node] for node in inverse),
         tuple(row._replace(node=labels[row.node]) for row in outcome.memory),
+        outcome.functions,
     )
 
 
@@ -214,7 +232,9 @@ def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> Outcome:
     if isinstance(workload, BootSpec):
         window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
     replicated = _replicate(spec, window, frames) if spec.replication.built_in else None
-    counts = _drive(spec, window, replicated, master)
+    trace = replicated.trace if replicated else window.trace
+    stream, functions = _stream(window, trace)
+    counts = _drive(spec, window, replicated, master, stream, len(functions.names))
     if replicated:
         memory = account(replicated.kernel, spec.kernel.max_numnodes)
     else:
@@ -229,6 +249,7 @@ def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> Outcome:
         tuple(static[node].bytes if node in static else 0 for node in range(frames.nodes)),
         tuple(tables[node].pages if node in tables else 0 for node in range(frames.nodes)),
         tuple(memory),
+        functions,
     )
 
 
@@ -348,10 +369,13 @@ def _load(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> _Window:
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
+    owners = captured.owners if spec.by_function else None
     if kernel.layout == "permuted":
-        trace = relink(image, captured.symbols, kernel.layout_seed).apply(trace)
+        links = relink(image, captured.symbols, kernel.layout_seed)
+        trace, owners = links.apply(trace), owners and owners.relinked(links)
     return _Window(
         trace,
+        owners,
         workload.iterations,
         meta,
         image,
@@ -415,20 +439,47 @@ def _translations(
     )
 
 
-def _drive(spec: RunSpec, window: _Window, replicated: _Replicated | None, master: int) -> Counts:
+def _stream(window: _Window, trace: Trace) -> tuple[Stream, Functions]:
+    """Return the trace as the core takes it, and the functions its records belong to."""
+    records = trace.records
+    stream = Stream(records.kind, records.page, records.line, records.count)
+    if window.owners is None:
+        return stream, Functions((), np.zeros(0, np.int64))
+    parts = zip(window.meta.modules, _module_pages(window.meta), strict=True)
+    modules = [
+        (module.name, Section(pages.start << PAGE_SHIFT, pages.stop << PAGE_SHIFT))
+        for module, pages in parts
+    ]
+    function, names = functions_of(trace, window.owners, modules)
+    whole, rest = divmod(window.iterations, len(trace.iterations) - 1)
+    fetched = np.where(records.kind == Kind.FETCH, records.count, 0).astype(np.int64)
+    instructions = np.zeros(len(names), np.int64)
+    np.add.at(instructions, function, fetched)
+    instructions *= whole
+    end = int(trace.iterations[rest])
+    np.add.at(instructions, function[:end], fetched[:end])
+    return stream._replace(function=function), Functions(names, instructions)
+
+
+def _drive(
+    spec: RunSpec,
+    window: _Window,
+    replicated: _Replicated | None,
+    master: int,
+    stream: Stream,
+    functions: int,
+) -> Counts:
     """Run the protocol and return the counts of the measured window."""
     nodes = len(window.ranges)
     ends = np.array([end for _, end in window.ranges], dtype=np.int64)
     trace = replicated.trace if replicated else window.trace
-    records = trace.records
-    stream = Stream(records.kind, records.page, records.line, records.count)
     at_home = spec.home_llc == "warm" and spec.cpu_node != master
     cpu_nodes = (spec.cpu_node, master) if at_home else (spec.cpu_node,)
     system = new_system(spec.machine, cpu_nodes, ends)
     views = [_translations(window, trace.pages, replicated, node) for node in cpu_nodes]
 
     def one_pass(cpu: int) -> Counts:
-        counts = new_counts(nodes, len(Region))
+        counts = new_counts(nodes, len(Region), functions)
         _tile(system, cpu, stream, views[cpu], trace.iterations, window.iterations, counts)
         return counts
 

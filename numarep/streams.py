@@ -49,6 +49,7 @@ def count_stream(
     unmeasured_passes: int = 0,
     passes: int = 1,
     dependent: bool = False,
+    function: NDArray[np.int32] | None = None,
 ) -> Counts:
     """Count what one CPU's references do on a machine that starts empty.
 
@@ -69,6 +70,8 @@ def count_stream(
         How often the stream runs before counting begins, and how often it is counted.
     dependent : bool
         Each reference needs the one before, as in a pointer chase: nothing overlaps.
+    function : int32[n], optional
+        Small number of the code each reference belongs to, from 0: to count by it, too.
 
     Returns
     -------
@@ -89,15 +92,19 @@ def count_stream(
         pages.of_reference.astype(np.int32),
         ((address >> LINE_SHIFT) % LINES_PER_PAGE).astype(np.uint8),
         np.ones(len(address), np.int32),
+        *(() if function is None else (function,)),
     )
+    functions = int(stream.function.max(initial=-1)) + 1
     translations = _identity(pages.vpn, LEAVES[page], node_pages)
     system = new_system(machine, (cpu_node,), ends)
-    counts = new_counts(machine.nodes, _REGIONS)
-    repeat(system, 0, stream, translations, unmeasured_passes, new_counts(machine.nodes, _REGIONS))
+    counts, unmeasured = (new_counts(machine.nodes, _REGIONS, functions) for _ in range(2))
+    repeat(system, 0, stream, translations, unmeasured_passes, unmeasured)
     repeat(system, 0, stream, translations, passes, counts)
     if dependent:
         counts.served[..., Overlap.LEADING] += counts.served[..., Overlap.OVERLAPPED]
         counts.served[..., Overlap.OVERLAPPED] = 0
+        counts.functions[..., Overlap.LEADING] += counts.functions[..., Overlap.OVERLAPPED]
+        counts.functions[..., Overlap.OVERLAPPED] = 0
     return counts
 
 

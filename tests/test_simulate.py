@@ -10,7 +10,7 @@ import yaml
 
 from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Counts, Event, Service
-from numarep.price import price
+from numarep.price import function_stalls, price, stalls
 from numarep.simulate import Outcome, simulate, state_key
 from numarep.spec import RunSpec, SpecError, parse
 from numarep.workload.trace import Trace, TraceError
@@ -46,6 +46,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
         "load": {"cpus_per_node": 0},
         "cpu_node": 1,
         "seed": 1,
+        "by_function": False,
     }
     return parse(RunSpec, run)
 
@@ -257,6 +258,23 @@ def test_permuted_layouts_run_the_same_code_elsewhere(baseline: RunSpec) -> None
     assert same_counts(one, simulate(permuted(baseline, 1)).counts)
     at_home = on_node(permuted(baseline, 1), 0)
     assert same_counts(simulate(series(at_home, costs="waived")).counts, simulate(at_home).counts)
+
+
+@pytest.mark.parametrize("layout", ["captured", "aligned", "permuted"])
+def test_functions_share_out_all_stalls_and_instructions(baseline: RunSpec, layout: str) -> None:
+    """They are the same ones wherever the code is linked."""
+    kernel = dataclasses.replace(baseline.kernel, layout=layout, layout_seed=3)
+    run = dataclasses.replace(cold(baseline), kernel=kernel, by_function=True)
+    found, plain = simulate(run), simulate(dataclasses.replace(run, by_function=False))
+    assert (found.counts.served == plain.counts.served).all()
+    assert not plain.functions.names
+    assert not plain.counts.functions.size
+    assert found.functions.instructions.sum() == found.counts.events[Event.INSTRUCTIONS]
+    stall_ns = function_stalls(found.counts, run.machine, 1).sum()
+    assert stall_ns == pytest.approx(stalls(found.counts, run.machine, 1).sum())
+    elsewhere = simulate(dataclasses.replace(run, kernel=baseline.kernel)).functions
+    assert found.functions.names == elsewhere.names
+    assert (found.functions.instructions == elsewhere.instructions).all()
 
 
 def test_device_memory_is_left_out(tmp_path: Path, baseline: RunSpec) -> None:

@@ -24,6 +24,7 @@ class Record(NamedTuple):
     page: int
     line: int
     repeats: int
+    function: int = 0
 
 
 class Page(NamedTuple):
@@ -197,6 +198,7 @@ class Twin:
             self.cpus.append(Cpu(machine, node, domain))
         self.domains = list(domains.values())
         self.served = Counter()
+        self.functions = Counter()  # what missed L1, by the record's function
         self.events = Counter()
 
     def flush(self):
@@ -268,8 +270,11 @@ class Twin:
         overlap = self.overlap(cpu, kind, any(level in FAR for level, _ in services))
         for access, level, service in chain:
             self.served[access, level, page.region, *service, overlap] += 1
+            self.functions[record.function, access, *service, overlap] += 1
         own_overlap = "overlapped" if kind == STORE else overlap
         self.served[kind, 0, page.region, *own_service, own_overlap] += 1
+        if own_service[0] != "l1":
+            self.functions[record.function, kind, *own_service, own_overlap] += 1
         if accesses > 1:
             rest = "leading" if kind == FETCH else "overlapped"
             self.served[kind, 0, page.region, "l1", cpu.node, rest] += accesses - 1

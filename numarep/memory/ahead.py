@@ -31,9 +31,7 @@ from numarep.memory.batch import Batch, kind_of, line_of, served_by
 from numarep.memory.counts import Service
 from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches, move
 from numarep.memory.vector import at, lowest
-from numarep.memory.view import DIRTY, View, first_in, row_of, ways_in
-
-LENGTH, SETTLING = range(2)  # of the cursor
+from numarep.memory.view import DIRTY, Ahead, View, first_in, row_of, ways_in
 
 
 @jit_apart
@@ -59,7 +57,7 @@ def run_ahead(
         Number of misses logged: accesses to be served by L2, and first stores to clean lines.
     """
     words, ahead, l1 = view.words, view.ahead, view.l1
-    logged = ahead.cursor[LENGTH]
+    logged = ahead[Ahead.LENGTH]
     by_l1 = served_by(Service.L1.value, view.node)
     for each in range(op, stop):
         line, kind = line_of(batch.ops[at(each)]), kind_of(batch.ops[at(each)])
@@ -76,13 +74,14 @@ def run_ahead(
         old = words[at(first + way)]
         flags = old & is_hit
         move(words, first, ways, way, tag | flags | store)
-        here = at(logged)
-        ahead.first[here], ahead.way[here], ahead.old[here] = first, way, old
-        ahead.op[here] = each << 1 | is_hit
-        ahead.misses[at(missed)] = logged
+        ahead[at(Ahead.FIRST + logged)] = first
+        ahead[at(Ahead.WAY + logged)] = way
+        ahead[at(Ahead.OLD + logged)] = old
+        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
+        ahead[at(Ahead.MISSES + missed)] = logged
         logged += 1
         missed += (store & ~flags) | (is_hit ^ 1)
-    ahead.cursor[LENGTH] = logged
+    ahead[Ahead.LENGTH] = logged
     return missed
 
 
@@ -98,8 +97,8 @@ def _undo(words: NDArray[np.int64], first: int, way: int, old: int) -> None:
 def _may_hold(view: View, line: int) -> bool:
     """Tell whether L1 may have held a line when the miss being settled occurred."""
     ahead = view.ahead
-    for place in range(ahead.cursor[SETTLING], ahead.cursor[LENGTH]):
-        if ahead.old[place] >> FLAG_BITS == line:
+    for place in range(ahead[Ahead.SETTLING], ahead[Ahead.LENGTH]):
+        if ahead[at(Ahead.OLD + place)] >> FLAG_BITS == line:
             return True
     first = row_of(view, view.cpu, view.l1i, line)
     if find(view.words, first, view.l1i.ways, line) >= 0:
@@ -114,6 +113,7 @@ def recall(view: View, line: int) -> None:
     if not _may_hold(view, line):
         return
     ahead = view.ahead
-    for place in range(ahead.cursor[LENGTH] - 1, ahead.cursor[SETTLING] - 1, -1):
-        _undo(view.words, ahead.first[place], ahead.way[place], ahead.old[place])
-    ahead.cursor[LENGTH] = ahead.cursor[SETTLING]
+    for place in range(ahead[Ahead.LENGTH] - 1, ahead[Ahead.SETTLING] - 1, -1):
+        first, way = ahead[Ahead.FIRST + place], ahead[Ahead.WAY + place]
+        _undo(view.words, first, way, ahead[Ahead.OLD + place])
+    ahead[Ahead.LENGTH] = ahead[Ahead.SETTLING]

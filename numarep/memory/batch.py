@@ -28,12 +28,15 @@ class Stream(NamedTuple):
 
     kind : uint8[n], see `Kind`; page : int32[n], row of the translations;
     line : uint8[n], line within the page; repeats : int32[n].
+    function : int32[n], small number of the code the record belongs to, opaque here; empty if
+    counts by function are not wanted.
     """
 
     kind: NDArray[np.uint8]
     page: NDArray[np.int32]
     line: NDArray[np.uint8]
     repeats: NDArray[np.int32]
+    function: NDArray[np.int32] = np.empty(0, np.int32)
 
 
 class Batch(NamedTuple):
@@ -42,6 +45,7 @@ class Batch(NamedTuple):
     Of each record (run, rather: see `front`), int64[BATCH]:
     what : page << 2 | kind; passed : instructions of the records before it (and one more, of all);
     reads : table entries its walk reads; chain : its first operation, if any record walked;
+    function : of `Stream`;
     is_marked : 1 if it did anything but hit L1 without a walk; `tally` leaves both 0.
     missed, walks : records that missed the first TLB, and that walk.
     Of each walk, int64[5 * BATCH]: walk_line, walk_level : what it reads.
@@ -50,6 +54,7 @@ class Batch(NamedTuple):
     """
 
     what: NDArray[np.int64]
+    function: NDArray[np.int64]
     passed: NDArray[np.int64]
     reads: NDArray[np.int64]
     chain: NDArray[np.int64]
@@ -65,7 +70,7 @@ class Batch(NamedTuple):
 
 def new_batch() -> Batch:
     """Return scratch for one CPU at a time."""
-    sizes = [1, 2, *[1] * 5, *[MAX_LEVELS] * 2, *[MAX_LEVELS + 1] * 3]
+    sizes = [1, 1, 2, *[1] * 5, *[MAX_LEVELS] * 2, *[MAX_LEVELS + 1] * 3]
     return Batch(*(np.zeros(size * BATCH, np.int64) for size in sizes))
 
 

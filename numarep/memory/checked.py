@@ -55,18 +55,31 @@ def frozen(array: NDArray[Any], dtype: type) -> NDArray[Any]:
     return view
 
 
-def axes(counts: Counts) -> tuple[int, int]:
-    """Return the numbers of nodes and regions counted."""
-    return counts.served.shape[4], counts.served.shape[2]
+def axes(counts: Counts) -> tuple[int, int, int]:
+    """Return the numbers of nodes, regions and functions counted."""
+    return counts.served.shape[4], counts.served.shape[2], counts.functions.shape[0]
 
 
-def frozen_stream(stream: Stream) -> Stream:
-    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers."""
+def frozen_stream(stream: Stream, counts: Counts) -> Stream:
+    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers.
+
+    Raises
+    ------
+    ValueError
+        If counts are by function and not every record has one of those.
+    """
+    functions = axes(counts)[2]
+    if functions:
+        function = np.asarray(stream.function)
+        low, high = int(function.min(initial=0)), int(function.max(initial=0))
+        if len(function) != len(stream.kind) or not 0 <= low <= high < functions:
+            raise ValueError(f"function: expected one from 0 to {functions - 1} for every record")
     return Stream(
         kind=frozen(stream.kind, np.uint8).view(np.int8),
         page=frozen(stream.page, np.int32),
         line=frozen(stream.line, np.uint8).view(np.int8),
         repeats=frozen(stream.repeats, np.int32),
+        function=frozen(stream.function if functions else stream.function[:0], np.int32),
     )
 
 
@@ -95,7 +108,7 @@ def frozen_translations(
     last = max(int(made.pfn.max(initial=0)), int(made.table.max(initial=0)))
     if last >= end:
         raise ValueError(f"translations: frame {last} is beyond the last node's end ({end})")
-    nodes, regions = axes(counts)
+    nodes, regions, _ = axes(counts)
     if nodes != machine.nodes:
         raise ValueError(f"counts: expected {machine.nodes} nodes, got {nodes}")
     if pages and not 0 <= int(made.region.min()) <= int(made.region.max()) < regions:

@@ -24,7 +24,7 @@ mean a modified copy, so that core is asked, two mean clean copies; Molka et al.
 domains, and neither they nor writebacks end ownership in an inclusive LLC (L1 may still have the
 line); code is fetched as exclusively as data; a domain answers from its first modelled CPU's node.
 
->>> owner_of(5 << FLAG_BITS | 3 << OWNER_SHIFT | DIRTY), owner_of(5 << FLAG_BITS | FORWARD)
+>>> owner_of(5 << FLAG_BITS | as_owner(2) | DIRTY), owner_of(5 << FLAG_BITS | FORWARD)
 (2, -1)
 """
 
@@ -48,18 +48,35 @@ from numarep.memory.view import (
     OWNER_SHIFT,
     SHARED,
     View,
+    domain_of,
     home_of,
+    node_of,
     row_of,
     shared_row_of,
 )
 
-__all__ = ["ask_owner", "own", "owner_of", "request"]
+__all__ = ["as_owner", "ask_owner", "own", "owner_of", "request"]
 
 
 @jit
 def owner_of(entry: int) -> int:
     """Return the CPU that may have changed an exclusive line, or ABSENT."""
     return ((entry & OWNER) >> OWNER_SHIFT) - 1
+
+
+@jit
+def as_owner(cpu: int) -> int:
+    """Return the flags of an exclusive line that a CPU owns."""
+    return (cpu + 1) << OWNER_SHIFT
+
+
+@jit
+def _node_of_domain(view: View, domain: int) -> int:
+    """Return the node of a domain's first CPU."""
+    cpu = 0
+    while domain_of(view, cpu) != domain:
+        cpu += 1
+    return node_of(view, cpu)
 
 
 @jit
@@ -111,11 +128,11 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     node : int
         The forwarding node, or the line's home.
     state : int
-        Flags of the entry that will carry the own domain's right: `View.mine` or FORWARD.
+        Flags of the entry that will carry the own domain's right: `as_owner` or FORWARD.
     """
     forwarder = ABSENT
-    state = view.mine
-    for other in range(len(view.domain_node)):
+    state = as_owner(view.cpu)
+    for other in range(view.domains):
         if other == view.domain:
             continue
         word = _entry_in(view, other, line)
@@ -130,7 +147,7 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
             _downgrade(view, other, word, line)
     if forwarder == ABSENT:
         return Service.DRAM.value, home_of(line, view.node_end_pfn), state
-    return Service.REMOTE_LLC.value, view.domain_node[forwarder], state
+    return Service.REMOTE_LLC.value, _node_of_domain(view, forwarder), state
 
 
 @jit_apart
@@ -150,7 +167,7 @@ def own(view: View, word: int, line: int) -> None:
 
     `word` is that of the own directory's entry.
     """
-    if view.words[word] & FLAGS & ~DIRTY != view.mine:
+    if view.words[word] & FLAGS & ~DIRTY != as_owner(view.cpu):
         _become_owner(view, word, line)
 
 
@@ -160,11 +177,11 @@ def _become_owner(view: View, word: int, line: int) -> None:
     entry = view.words[word]
     if entry & NOT_ALONE:
         view.events[Event.UPGRADES] += 1
-        for other in range(len(view.domain_node)):
+        for other in range(view.domains):
             if other != view.domain and _entry_in(view, other, line) >= 0:
                 _take(view, other, line)
     view.events[Event.PEER_INVALIDATIONS] += drop_in_domain(view, view.domain, line, view.cpu)
-    view.words[word] = line << FLAG_BITS | view.mine | (entry & DIRTY)
+    view.words[word] = line << FLAG_BITS | as_owner(view.cpu) | (entry & DIRTY)
     if view.is_victim:
         first = shared_row_of(view, view.domain, view.llc, line)
         copy = drop_from(view.words, first, view.llc.ways, line)

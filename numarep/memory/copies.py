@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from numarep.jit import jit, jit_apart
 from numarep.memory.recency import EMPTY, FLAG_BITS, drop, find
 from numarep.memory.vector import at
-from numarep.memory.view import ABSENT, DIRTY, Cache, View, row_of
+from numarep.memory.view import ABSENT, DIRTY, Cache, View, domain_of, row_of
 
 __all__ = [
     "FLAG_BITS",
@@ -75,13 +75,13 @@ def _drop(view: View, cpu: int, cache: Cache, line: int) -> int:
     return 1 if entry != EMPTY else 0
 
 
-@jit_apart
+@jit
 def clean_above(view: View, cpu: int, line: int) -> int:
     """Clear a line's DIRTY flags in L1D and L2 of a CPU, in place; return how many were set."""
     return _clean(view, cpu, view.l1d, line) + _clean(view, cpu, view.l2, line)
 
 
-@jit_apart
+@jit
 def drop_above(view: View, cpu: int, line: int) -> int:
     """Drop a line from L1I, L1D and L2 of a CPU, in place; return the number of copies."""
     copies = _drop(view, cpu, view.l1i, line) + _drop(view, cpu, view.l1d, line)
@@ -92,8 +92,8 @@ def drop_above(view: View, cpu: int, line: int) -> int:
 def clean_in_domain(view: View, domain: int, line: int) -> int:
     """Clear a line's DIRTY flags in a domain's cores, in place; return how many were set."""
     dirty = 0
-    for cpu in range(len(view.cpu_domain)):
-        if view.cpu_domain[cpu] == domain:
+    for cpu in range(len(view.cpu_place)):
+        if domain_of(view, cpu) == domain:
             dirty += clean_above(view, cpu, line)
     return dirty
 
@@ -102,8 +102,8 @@ def clean_in_domain(view: View, domain: int, line: int) -> int:
 def drop_in_domain(view: View, domain: int, line: int, kept: int) -> int:
     """Drop a line from a domain's cores but the CPU `kept`, in place; return how many copies."""
     copies = 0
-    for cpu in range(len(view.cpu_domain)):
-        if view.cpu_domain[cpu] == domain and cpu != kept:
+    for cpu in range(len(view.cpu_place)):
+        if domain_of(view, cpu) == domain and cpu != kept:
             copies += drop_above(view, cpu, line)
     return copies
 
@@ -111,8 +111,8 @@ def drop_in_domain(view: View, domain: int, line: int, kept: int) -> int:
 @jit_apart
 def holder_beside(view: View, line: int) -> int:
     """Return the first other CPU of the own domain whose L2 holds a line, or ABSENT."""
-    for cpu in range(len(view.cpu_domain)):
-        is_beside = view.cpu_domain[cpu] == view.domain and cpu != view.cpu
+    for cpu in range(len(view.cpu_place)):
+        is_beside = domain_of(view, cpu) == view.domain and cpu != view.cpu
         first = row_of(view, cpu, view.l2, line)
         if is_beside and find(view.words, first, view.l2.ways, line) >= 0:
             return cpu

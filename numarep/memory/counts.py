@@ -9,7 +9,9 @@ Laws that hold for every `Counts`:
 - every reference is served once: `served[FETCH..STORE, level 0]` sums to REFERENCES;
 - every reference looks up its TLB once: ITLB hits + misses = fetches, DTLB hits + misses = data;
 - every miss is settled once: ITLB misses = STLB_FETCH_HITS + FETCH_WALKS, and so for data;
-- every walk starts somewhere: FETCH_WALKS + DATA_WALKS = hits of the three PSCs + PSC_MISSES.
+- every walk starts somewhere: FETCH_WALKS + DATA_WALKS = hits of the three PSCs + PSC_MISSES;
+- with functions counted, what L1 didn't serve: `functions` summed over functions is `served`
+  summed over levels and regions, but for data and fetches served by L1.
 
 >>> counts = new_counts(nodes=2, regions=3)
 >>> counts.served.shape
@@ -94,13 +96,20 @@ class Counts(NamedTuple):
     served : int64[access, level, region, served_by, node, overlap]; level 0 is the access itself,
         1 to 5 a walk's read of that level; region is that of the va accessed or translated.
     events : int64[event]
+    functions : int64[function, access, served_by, node, overlap]; of the same accesses those that
+        missed L1, by the function of the record (see `batch.Stream`); no rows if not wanted.
     """
 
     served: NDArray[np.int64]
     events: NDArray[np.int64]
+    functions: NDArray[np.int64]
 
 
-def new_counts(nodes: int, regions: int) -> Counts:
-    """Return zeroed counters for a machine of `nodes` nodes and `regions` address regions."""
-    shape = (len(Access), MAX_LEVELS + 1, regions, len(Service), nodes, len(Overlap))
-    return Counts(np.zeros(shape, np.int64), np.zeros(len(Event), np.int64))
+def new_counts(nodes: int, regions: int, functions: int = 0) -> Counts:
+    """Return zeroed counters for so many nodes, address regions and functions."""
+    place = (len(Service), nodes, len(Overlap))
+    return Counts(
+        np.zeros((len(Access), MAX_LEVELS + 1, regions, *place), np.int64),
+        np.zeros(len(Event), np.int64),
+        np.zeros((functions, len(Access), *place), np.int64),
+    )

@@ -142,6 +142,7 @@ def take(
     size, missed, instructions, last_what, last_line = 0, 0, 0, NONE, NONE
     # A prefetch may evict the very line that caused it from an LLC of few ways.
     may_lose = view.prefetch != 0
+    has_functions = len(stream.function) > 0
     record = start
     while record < stop:
         kind = int(stream.kind[at(record)])
@@ -156,6 +157,8 @@ def take(
             last_what, last_line = what, line
             batch.what[at(size)] = what
             batch.passed[at(size)] = instructions
+            if has_functions:
+                batch.function[at(size)] = stream.function[at(record)]
             batch.ops[at(size)] = operation(pages[at(page + Of.LINE)] + line, size, kind)
             batch.missed[at(missed)] = size
             missed += 0 if _is_near(view.words, base, pages, page, kind) else 1

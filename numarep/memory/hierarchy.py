@@ -30,7 +30,7 @@ from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, find, push, touch
 from numarep.memory.vector import LANES, at, prefetch
 from numarep.memory.victim import access_victim, leave_l2
-from numarep.memory.view import ABSENT, DIRTY, Cache, View, row_of, shared_row_of
+from numarep.memory.view import ABSENT, DIRTY, Cache, View, node_of, row_of, shared_row_of
 
 __all__ = ["access_l2", "expect", "make_exclusive", "prefetch_l2", "write_down"]
 
@@ -38,7 +38,7 @@ __all__ = ["access_l2", "expect", "make_exclusive", "prefetch_l2", "write_down"]
 @jit_within
 def make_exclusive(view: View, line: int, row: int) -> None:
     """Make the running CPU the owner of a line in the directory's row at `row`; in place."""
-    if len(view.cpu_node) > 1:
+    if len(view.cpu_place) > 1:
         own(view, row + find(view.words, row, view.directory.ways, line), line)
 
 
@@ -140,7 +140,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
         if owner not in (view.cpu, ABSENT):
             if ask_owner(view, first, line) != 0:
                 view.words[first] |= DIRTY
-            return Service.PEER.value, view.cpu_node[owner]
+            return Service.PEER.value, node_of(view, owner)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
     victim = push(view.words, first, view.llc.ways, line << FLAG_BITS | state)

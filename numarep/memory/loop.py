@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart
-from numarep.memory.ahead import LENGTH, SETTLING, run_ahead
+from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import NODE_BITS, Batch, Stream, kind_of, line_of, record_of, served_by
 from numarep.memory.counts import Event
 from numarep.memory.front import take
@@ -39,7 +39,7 @@ from numarep.memory.tally import tally
 from numarep.memory.tlb import Tlbs, clear_all, invalidate_page, switch_root
 from numarep.memory.translate import spread, translate
 from numarep.memory.vector import at
-from numarep.memory.view import View
+from numarep.memory.view import Ahead, View
 from numarep.memory.walk import clear_pscs
 
 
@@ -68,40 +68,40 @@ class Translations(NamedTuple):
 def _expect_all(view: View, batch: Batch, start: int, missed: int) -> None:
     """Prepare for the misses logged from `start` on, in place."""
     for each in range(start, missed):
-        place = at(view.ahead.misses[at(each)])
-        line = line_of(batch.ops[at(view.ahead.op[place] >> 1)])
-        view.ahead.row[place] = expect(view, line)
+        place = view.ahead[at(Ahead.MISSES + each)]
+        line = line_of(batch.ops[at(view.ahead[at(Ahead.OP + place)] >> 1)])
+        view.ahead[at(Ahead.ROW + place)] = expect(view, line)
 
 
 @jit_apart
 def _access(view: View, batch: Batch, ops: int) -> None:
     """Send a batch's operations through the caches; caches, events, batch modified in place."""
     ahead = view.ahead
-    ahead.cursor[LENGTH] = 0
+    ahead[Ahead.LENGTH] = 0
     missed = run_ahead(view, batch, 0, ops, 0)
     _expect_all(view, batch, 0, missed)
     each = 0
     while each < missed:
-        place = ahead.misses[at(each)]
-        number, is_hit = ahead.op[at(place)] >> 1, ahead.op[at(place)] & 1
+        place = ahead[at(Ahead.MISSES + each)]
+        number, is_hit = ahead[at(Ahead.OP + place)] >> 1, ahead[at(Ahead.OP + place)] & 1
         op = batch.ops[at(number)]
         line, is_store = line_of(op), kind_of(op) == Kind.STORE
-        ahead.cursor[SETTLING] = place
+        ahead[Ahead.SETTLING] = place
         if is_hit == 0:
-            service, node = access_l2(view, line, is_store, ahead.row[at(place)])
-            if ahead.cursor[LENGTH] == place:
+            service, node = access_l2(view, line, is_store, ahead[at(Ahead.ROW + place)])
+            if ahead[Ahead.LENGTH] == place:
                 missed = run_ahead(view, batch, number, ops, each)
                 _expect_all(view, batch, each, missed)
             batch.served_by[at(number)] = served_by(service, node)
             batch.is_marked[at(record_of(op))] = 1
-            write_down(view, ahead.old[at(place)])
+            write_down(view, ahead[at(Ahead.OLD + place)])
         if is_store:
-            make_exclusive(view, line, ahead.row[at(place)])
+            make_exclusive(view, line, ahead[at(Ahead.ROW + place)])
         if is_hit == 0 and view.prefetch != 0:
             # Complete, so the access itself stays if L1 is called back.
-            ahead.cursor[SETTLING] = place + 1
+            ahead[Ahead.SETTLING] = place + 1
             prefetch_after(view, line, kind_of(op), batch.served_by[at(number)] >> NODE_BITS)
-            if ahead.cursor[LENGTH] == place + 1:
+            if ahead[Ahead.LENGTH] == place + 1:
                 missed = run_ahead(view, batch, number + 1, ops, each + 1)
                 _expect_all(view, batch, each + 1, missed)
         each += 1
@@ -147,6 +147,7 @@ def run_records(
     hits: NDArray[np.int64],
     served: NDArray[np.int64],
     events: NDArray[np.int64],
+    functions: NDArray[np.int64],
     nodes: int,
 ) -> None:
     """Process records [start, stop) of one CPU; all state and counts are modified in place.
@@ -167,7 +168,9 @@ def run_records(
             if walks > 0:
                 ops = spread(batch, size, walks)
         _access(view, batch, ops)
-        left = tally(served, nodes, hits, pages, batch, size, walks, left, reorder_window)
+        left = tally(
+            served, functions, nodes, hits, pages, batch, size, walks, left, reorder_window
+        )
         instructions += batch.passed[at(size)]
         if record < stop and stream.kind[at(record)] > Kind.STORE:
             page = stream.page[at(record)]

@@ -42,7 +42,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.memory.batch import BATCH, Batch, Stream, new_batch
+from numarep.memory.batch import NODE_BITS, Batch, Stream, new_batch
 from numarep.memory.checked import (
     axes,
     check_cpus,
@@ -58,9 +58,8 @@ from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import LANES
-from numarep.memory.view import OWNER_SHIFT, Ahead, Cache, View, new_cache, table_of
+from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
 from numarep.spec import CacheSpec, MachineSpec
-from numarep.units import MAX_LEVELS
 
 WORDS_A_RECORD = 16  # of state copied and compared in the time one record is simulated in
 
@@ -84,7 +83,7 @@ class System:
 
     cpu_node, cpu_domain : int64[cpus], node and domain of each CPU; domains are numbered in the
     order of their first CPUs.
-    domain_node : int64[domains], node of the first CPU; node_end_pfn : int64[nodes].
+    node_end_pfn : int64[nodes].
     words : int64[...], all mutable state but `window_left`; see `view`, `vector`.
     window_left : int64[cpus], see `interval`.
     roots : small numbers by which TLBs know the pfns of top tables, from 1 on.
@@ -94,14 +93,18 @@ class System:
     machine: MachineSpec
     cpu_node: NDArray[np.int64]
     cpu_domain: NDArray[np.int64]
-    domain_node: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
     words: NDArray[np.int64]
     window_left: NDArray[np.int64]
     layout: Layout
     roots: dict[int, int]
     batch: Batch
-    ahead: Ahead
+    ahead: NDArray[np.int64]
+
+    @property
+    def domains(self) -> int:
+        """Number of domains."""
+        return int(self.cpu_domain.max()) + 1
 
 
 def _placed(caches: Iterable[CacheSpec], start: int) -> tuple[tuple[Cache, ...], int]:
@@ -156,14 +159,13 @@ def new_system(
         machine=machine,
         cpu_node=np.array(cpu_nodes, np.int64),
         cpu_domain=np.array([used.index(llc) for llc in llcs], np.int64),
-        domain_node=np.array([cpu_nodes[llcs.index(llc)] for llc in used], np.int64),
         node_end_pfn=checked_ends(machine, node_end_pfn),
         words=_aligned(len(cpu_nodes) * layout.stride + len(used) * layout.shared_stride),
         window_left=np.zeros(len(cpu_nodes), np.int64),
         layout=layout,
         roots={},
         batch=new_batch(),
-        ahead=Ahead(*np.zeros((7, BATCH * (MAX_LEVELS + 1)), np.int64)),
+        ahead=np.zeros(Ahead.END, np.int64),
     )
 
 
@@ -205,17 +207,15 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
     return View(
         words=system.words,
         events=counts.events,
-        cpu_node=system.cpu_node,
-        cpu_domain=system.cpu_domain,
-        domain_node=system.domain_node,
+        cpu_place=system.cpu_domain << NODE_BITS | system.cpu_node,
         node_end_pfn=system.node_end_pfn,
         stride=layout.stride,
         shared=len(system.cpu_node) * layout.stride,
         shared_stride=layout.shared_stride,
+        domains=system.domains,
         cpu=cpu,
         node=int(system.cpu_node[cpu]),
         domain=int(system.cpu_domain[cpu]),
-        mine=(cpu + 1) << OWNER_SHIFT,
         l1i=l1i,
         l1d=l1d,
         l2=l2,
@@ -258,6 +258,7 @@ def _run(
         hits.reshape(-1),
         counts.served.reshape(-1),
         counts.events,
+        counts.functions.reshape(-1),
         axes(counts)[0],
     )
     _settle(counts, hits, view.node)
@@ -265,7 +266,7 @@ def _run(
 
 def _settle(counts: Counts, hits: NDArray[np.int64], node: int) -> None:
     """Add L1 hits, and count what follows from the laws of `counts`; in place."""
-    served, events = counts
+    served, events, _ = counts
     served[Access.FETCH, 0, :, Service.L1, node, Overlap.LEADING] += hits[Kind.FETCH]
     for kind in (Kind.LOAD, Kind.STORE):
         served[kind, 0, :, Service.L1, node, Overlap.OVERLAPPED] += hits[kind]
@@ -300,7 +301,7 @@ def run(
     if not 0 <= start <= stop <= len(stream.kind):
         raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    _run(system, cpu, frozen_stream(stream), frozen, start, stop, counts)
+    _run(system, cpu, frozen_stream(stream, counts), frozen, start, stop, counts)
 
 
 def repeat(
@@ -331,7 +332,7 @@ def repeat(
         Number of passes simulated.
     """
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    stream = frozen_stream(stream)
+    stream = frozen_stream(stream, counts)
     is_long = len(stream.kind) * WORDS_A_RECORD > len(system.words)
     one = new_counts(*axes(counts))
     last = new_counts(*axes(counts))
@@ -353,4 +354,5 @@ def repeat(
 def _add(counts: Counts, one: Counts, times: int) -> None:
     """Add `times` copies of one pass's counts, in place."""
     counts.served[:] += one.served * times
+    counts.functions[:] += one.functions * times
     counts.events[:] += one.events * times

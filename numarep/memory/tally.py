@@ -1,4 +1,4 @@
-"""The last stage of a batch: interval analysis and the counts by level, node and region.
+"""The last stage of a batch: interval analysis and the counts by level, node, region, function.
 
 Most records hit the first TLB and L1, which can't open or close a window, and `front` has counted
 them so. The others are visited here in order: how much of a window is left when one's turn comes
@@ -20,7 +20,7 @@ from numarep.memory.kinds import Kind
 from numarep.memory.vector import at
 from numarep.units import MAX_LEVELS
 
-SERVICES, OVERLAPS = len(Service), len(Overlap)
+ACCESSES, SERVICES, OVERLAPS = len(Access), len(Service), len(Overlap)
 NODE_MASK = (1 << NODE_BITS) - 1
 
 
@@ -43,6 +43,12 @@ def _place(nodes: int, by: int, overlap: int) -> int:
     return ((by >> NODE_BITS) * nodes + (by & NODE_MASK)) * OVERLAPS + overlap
 
 
+@jit
+def _function_cell(nodes: int, function: int, access: int) -> int:
+    """Return where the counts of a function's accesses of a kind begin in their flat array."""
+    return (function * ACCESSES + access) * SERVICES * nodes * OVERLAPS
+
+
 @jit_within
 def _count_walk(
     served: NDArray[np.int64],
@@ -61,6 +67,27 @@ def _count_walk(
         served[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
 
 
+@jit_apart
+def _count_function(
+    functions: NDArray[np.int64],
+    nodes: int,
+    function: int,
+    batch: Batch,
+    first: int,
+    last: int,
+    kind: int,
+    overlap: int,
+    own: int,
+) -> None:
+    """Count a chain's walk, and its access unless L1 served it, for its function; in place."""
+    cell = _function_cell(nodes, function, kind + Access.FETCH_WALK)
+    for op in range(first, last):
+        functions[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
+    by = batch.served_by[at(last)]
+    if by >> NODE_BITS > Service.L1:
+        functions[at(_function_cell(nodes, function, kind) + _place(nodes, by, own))] += 1
+
+
 @jit_within
 def _is_long(batch: Batch, first: int, last: int, kind: int) -> bool:
     """Tell whether any part of a chain was served beyond L2, a store's own access set aside."""
@@ -74,6 +101,7 @@ def _is_long(batch: Batch, first: int, last: int, kind: int) -> bool:
 @jit_apart
 def tally(
     served: NDArray[np.int64],
+    functions: NDArray[np.int64],
     nodes: int,
     hits: NDArray[np.int64],
     pages: NDArray[np.int64],
@@ -106,4 +134,7 @@ def tally(
         own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
         cell = _cell(regions, nodes, kind, 0, region)
         served[at(cell + _place(nodes, by, own))] += 1
+        if len(functions) > 0:
+            function = batch.function[record]
+            _count_function(functions, nodes, function, batch, first, last, kind, overlap, own)
     return left_now(left, batch.passed[at(size)], since)

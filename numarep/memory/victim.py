@@ -29,7 +29,7 @@ CPUID says it need not: a line in L1 alone would be out of the filter's sight.
 
 from numarep.jit import jit, jit_apart
 from numarep.memory.ahead import recall
-from numarep.memory.coherence import ask_owner, owner_of, request
+from numarep.memory.coherence import as_owner, ask_owner, owner_of, request
 from numarep.memory.copies import (
     clean_above,
     clean_in_domain,
@@ -41,7 +41,7 @@ from numarep.memory.copies import (
 )
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, drop, find, push, touch
-from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, View, shared_row_of
+from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, View, node_of, shared_row_of
 
 __all__ = ["ABSENT", "access_victim", "leave_l2"]
 
@@ -116,7 +116,7 @@ def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, 
         entry = int(view.words[here + way])
         drop(view.words, here, view.llc.ways, way)
         service, node, flags = Service.LLC.value, view.node, entry & DIRTY
-        state = entry & NOT_ALONE if entry & NOT_ALONE else view.mine
+        state = entry & NOT_ALONE if entry & NOT_ALONE else as_owner(view.cpu)
     else:
         service, node, state = request(view, line, write)
         flags = 0
@@ -135,10 +135,10 @@ def _share(view: View, line: int, write: bool, word: int) -> tuple[int, int, int
         if dirty != 0 and not write:
             _allocate(view, line << FLAG_BITS | DIRTY)
             dirty = 0
-        return Service.PEER.value, view.cpu_node[owner], dirty
+        return Service.PEER.value, node_of(view, owner), dirty
     here = _llc_row(view, line)
     way = find(view.words, here, view.llc.ways, line)
     if way >= 0:
         touch(view.words, here, view.llc.ways, way)
         return Service.LLC.value, view.node, 0
-    return Service.PEER.value, view.cpu_node[holder_beside(view, line)], 0
+    return Service.PEER.value, node_of(view, holder_beside(view, line)), 0

@@ -32,9 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
+from numarep.memory.batch import BATCH, NODE_BITS
 from numarep.memory.recency import FLAG_BITS, pitch_of
 from numarep.memory.vector import at
-from numarep.units import LINES_PER_PAGE
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
 DIRTY = 1
 SHARED = 2
@@ -44,6 +45,7 @@ OWNER_SHIFT = 3
 OWNER = (1 << FLAG_BITS) - (1 << OWNER_SHIFT)
 MOST_CPUS = (1 << (FLAG_BITS - OWNER_SHIFT)) - 1
 ABSENT = -1
+NODE_MASK = (1 << NODE_BITS) - 1
 LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
 
@@ -101,59 +103,72 @@ def ways_in(table: NDArray[np.int64], which: int) -> int:
     return int(table[at((which << AT_BITS) + At.WAYS)])
 
 
-class Ahead(NamedTuple):
-    """The log of L1's run-ahead (see `ahead`): one entry for each operation that changed a row.
+LOG = BATCH * (MAX_LEVELS + 1)  # operations of a batch
 
-    first, way, old : the row, the way that came to its front, and what that way held.
-    op : the operation's number << 1 | 1 if it hit.
-    row : of a miss, the first word of the row in the own directory where its line belongs.
-    misses : places in the log of what L1 couldn't settle.
-    cursor : the log's length and the place of the miss being settled.
+
+class Ahead(IntEnum):
+    """Parts of the log of L1's run-ahead (see `ahead`), LOG words each, in one array.
+
+    An entry for each operation that changed a row, and what the log itself has got to. (One array,
+    because compiled functions pass each array they are given as seven numbers.)
     """
 
-    first: NDArray[np.int64]
-    way: NDArray[np.int64]
-    old: NDArray[np.int64]
-    op: NDArray[np.int64]
-    row: NDArray[np.int64]
-    misses: NDArray[np.int64]
-    cursor: NDArray[np.int64]
+    FIRST = 0  # the row
+    WAY = LOG  # that came to its front
+    OLD = 2 * LOG  # what it held
+    OP = 3 * LOG  # the operation's number << 1 | 1 if it hit
+    ROW = 4 * LOG  # of a miss, the row in the own directory where its line belongs
+    MISSES = 5 * LOG  # places in the log of what L1 couldn't settle
+    LENGTH = 6 * LOG  # of the log
+    SETTLING = 6 * LOG + 1  # place of the miss being settled
+    END = 6 * LOG + 2
 
 
 class View(NamedTuple):
     """What an access by one CPU reads and modifies.
 
     words : int64[cpus * stride + domains * shared_stride]; events : int64[event], of the counts.
-    cpu_node, cpu_domain : int64[cpus]; domain_node : int64[domains], node of its first CPU.
+    cpu_place : int64[cpus], domain << 8 | node, see `domain_of`, `node_of`.
     node_end_pfn : int64[nodes], see `system.new_system`.
     shared : where the domains' blocks begin. cpu, node, domain : of the CPU that runs.
-    mine : its number as an owner. directory : the LLC, or the snoop filter if `is_victim`.
+    directory : the LLC, or the snoop filter if `is_victim`.
     l1 : `table_of` L1 as fetches, loads and stores see it.
-    ahead : what the run-ahead of L1 may have to take back; prefetch : see `prefetch`.
+    ahead : int64[Ahead.END], what the run-ahead of L1 may have to take back.
+    prefetch : see `prefetch`.
     """
 
     words: NDArray[np.int64]
     events: NDArray[np.int64]
-    cpu_node: NDArray[np.int64]
-    cpu_domain: NDArray[np.int64]
-    domain_node: NDArray[np.int64]
+    cpu_place: NDArray[np.int64]
     node_end_pfn: NDArray[np.int64]
     stride: int
     shared: int
     shared_stride: int
+    domains: int
     cpu: int
     node: int
     domain: int
-    mine: int
     l1i: Cache
     l1d: Cache
     l2: Cache
     llc: Cache
     directory: Cache
     is_victim: bool
-    ahead: Ahead
+    ahead: NDArray[np.int64]
     l1: NDArray[np.int64]
     prefetch: int
+
+
+@jit
+def node_of(view: View, cpu: int) -> int:
+    """Return the node of a CPU."""
+    return int(view.cpu_place[cpu] & NODE_MASK)
+
+
+@jit
+def domain_of(view: View, cpu: int) -> int:
+    """Return the domain of a CPU."""
+    return int(view.cpu_place[cpu] >> NODE_BITS)
 
 
 @jit

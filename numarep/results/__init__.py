@@ -18,6 +18,8 @@ from numarep.results.folder import (
     scan_runs,
 )
 from numarep.results.schema import (
+    BASE,
+    CORE,
     COUNTS,
     DETAILS,
     EVENTS,
@@ -38,6 +40,8 @@ from numarep.results.schema import (
 )
 
 __all__ = [
+    "BASE",
+    "CORE",
     "COUNTS",
     "DETAILS",
     "EVENTS",

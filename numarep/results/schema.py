@@ -22,6 +22,7 @@ from numarep.spec import RunSpec, as_mapping
 SCHEMA_VERSION = 2
 
 OK, FAILED = "ok", "failed"
+BASE, CORE = "base", "core"  # access and served_by of a function's instructions
 # Two of the events stand first, as what a run is most often divided by.
 EVENTS = [e.name.lower() for e in Event if e not in (Event.INSTRUCTIONS, Event.REFERENCES)]
 _per_node = pa.list_(pa.field("element", pa.int64()))

@@ -212,6 +212,7 @@ class RunSpec(Spec):
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
     cpu_node: int
     seed: int
+    by_function: bool  # count by kernel function, too
     load: LoadSpec
 
     def __post_init__(self) -> None:

@@ -9,13 +9,18 @@ from numpy.typing import NDArray
 from numarep.linux.layout import Region
 from numarep.loaded import under_load
 from numarep.memory.counts import Access, Counts, Event, Overlap, Service
-from numarep.price import price, stalls
-from numarep.results import RunResult
+from numarep.price import Added, function_stalls, price, stalls
+from numarep.results import BASE, CORE, RunResult
 from numarep.simulate import MODEL_VERSION, Outcome, captured_cpu_node, simulate, state_key
 from numarep.spec import ChaseSpec, RunSpec
+from numarep.units import cycles_to_ns
 from numarep.workload.dataset import capture_name, open_dataset
 
 __all__ = ["MODEL_VERSION", "check", "evaluate", "state_key"]
+
+_ACCESSES, _REGIONS, _SERVICES = (
+    [each.name.lower() for each in axis] for axis in (Access, Region, Service)
+)
 
 
 def check(specs: Iterable[RunSpec]) -> None:
@@ -61,9 +66,43 @@ def _priced(outcome: Outcome, spec: RunSpec) -> RunResult:
         table_pages_per_node=outcome.table_pages_per_node,
         events={event.name.lower(): int(outcome.counts.events[event]) for event in Event},
         counts=count_rows(outcome.counts, stall),
-        functions=[],
+        functions=function_rows(outcome, spec, load.added),
         memory=[{**row._asdict(), "bytes": row.bytes} for row in outcome.memory],
     )
+
+
+def function_rows(outcome: Outcome, spec: RunSpec, added: Added | None) -> list[dict[str, Any]]:
+    """Return the counts by function as rows of the results' `functions`."""
+    counts, core = outcome.counts.functions, spec.machine.core
+    names = outcome.functions.names
+    stall = function_stalls(outcome.counts, spec.machine, spec.cpu_node, added)
+    stall = stall[..., Overlap.LEADING]
+    missed = [
+        {
+            "function": names[function],
+            "access": _ACCESSES[access],
+            "served_by": _SERVICES[service],
+            "node": node,
+            "leading": int(counts[function, access, service, node, Overlap.LEADING]),
+            "overlapped": int(counts[function, access, service, node, Overlap.OVERLAPPED]),
+            "stall_ns": float(stall[function, access, service, node]),
+        }
+        for function, access, service, node in np.argwhere(counts.any(-1)).tolist()
+    ]
+    base = [
+        {
+            "function": name,
+            "access": BASE,
+            "served_by": CORE,
+            "node": spec.cpu_node,
+            "leading": instructions,
+            "overlapped": 0,
+            "stall_ns": cycles_to_ns(instructions / core.base_ipc, ghz=core.ghz),
+        }
+        for name, instructions in zip(names, outcome.functions.instructions.tolist(), strict=True)
+        if instructions
+    ]
+    return missed + base
 
 
 def count_rows(counts: Counts, stall: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -78,9 +117,9 @@ def count_rows(counts: Counts, stall: NDArray[np.float64]) -> list[dict[str, Any
     """
     return [
         {
-            "access": Access(access).name.lower(),
-            "region": Region(region).name.lower(),
-            "served_by": Service(service).name.lower(),
+            "access": _ACCESSES[access],
+            "region": _REGIONS[region],
+            "served_by": _SERVICES[service],
             "node": node,
             "level": level,
             "leading": int(served[Overlap.LEADING]),

@@ -38,6 +38,7 @@ from tests.memory.real import bundled
 CONF = Path(__file__).parents[2] / "conf"
 TEXT_PAGES, DATA_PAGES = 512, 16384
 ZIPF = 0.9
+FUNCTIONS = 1000  # counted one by one; a bundled window runs some hundred
 
 
 def machine_preset(name: str) -> MachineSpec:
@@ -109,7 +110,9 @@ def ours(
 ) -> Callable[[], None]:
     """Return a warm pass over the whole stream."""
     system = new_system(machine, tuple(range(machine.nodes)), ends)
-    counts = new_counts(machine.nodes, int(translations.region.max()) + 1)
+    function = stream.page % FUNCTIONS
+    stream = stream._replace(function=function)
+    counts = new_counts(machine.nodes, int(translations.region.max()) + 1, FUNCTIONS)
 
     def once() -> None:
         run(system, 0, stream, translations, 0, len(stream.kind), counts)

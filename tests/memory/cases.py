@@ -23,6 +23,7 @@ from tests.twin import Page, Record, Twin
 
 FRAMES_PER_NODE = 24
 REGIONS = 3
+FUNCTIONS = 3
 # Same PMD page, same PUD page, same PGD page, apart; user and kernel halves.
 VPNS = [
     0,
@@ -159,6 +160,7 @@ def random_records(rng: random.Random, pages: int, count: int) -> list[Record]:
                 rng.randrange(pages),
                 rng.choice([9 * rng.randrange(lines)] * 3 + [62, 63]),
                 repeats,
+                rng.randrange(FUNCTIONS),
             )
         )
     return records
@@ -171,6 +173,7 @@ def as_stream(records: list[Record]) -> Stream:
         np.array([record.page for record in records], np.int32),
         np.array([record.line for record in records], np.uint8),
         np.array([record.repeats for record in records], np.int32),
+        np.array([record.function for record in records], np.int32),
     )
 
 
@@ -203,7 +206,7 @@ class Case:
         return new_system(self.machine, self.cpu_nodes, self.ends)
 
     def counts(self):
-        return new_counts(self.machine.nodes, REGIONS)
+        return new_counts(self.machine.nodes, REGIONS, FUNCTIONS)
 
 
 def random_case(seed: int, records: int) -> Case:
@@ -237,6 +240,20 @@ def run_twin(case: Case) -> Twin:
     for cpu, records in case.turns:
         twin.run(cpu, records, case.pages)
     return twin
+
+
+def functions_by_name(counts) -> dict[tuple, int]:
+    """Nonzero cells by function, keyed by the words the twin uses."""
+    return {
+        (
+            function,
+            Access(access).name.lower(),
+            Service(service).name.lower(),
+            node,
+            Overlap(overlap).name.lower(),
+        ): int(counts.functions[function, access, service, node, overlap])
+        for function, access, service, node, overlap in np.argwhere(counts.functions).tolist()
+    }
 
 
 def served_by_name(counts) -> dict[tuple, int]:

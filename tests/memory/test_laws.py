@@ -34,7 +34,7 @@ RECORDS = st.integers(1, 300)
 def test_every_access_is_served_and_translated_once(seed, records):
     case = random_case(seed, records)
     _, counts = run_core(case)
-    served, events = counts
+    served, events, _ = counts
     of = {e.name.lower(): int(events[e]) for e in Event}
     fetches = int(served[Access.FETCH, 0].sum())
     data = int(served[Access.LOAD : Access.STORE + 1, 0].sum())
@@ -176,6 +176,16 @@ def test_bounds_enclose_the_time(seed, records):
         assert not stall_ns[counts.served == 0].any()
 
 
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, RECORDS)
+def test_functions_share_out_what_missed_l1_and_all_walks(seed, records):
+    case = random_case(seed, records)
+    _, counts = run_core(case)
+    beyond = counts.served.sum(axis=(1, 2))
+    beyond[: Access.FETCH_WALK, Service.L1] = 0
+    assert (counts.functions.sum(axis=0) == beyond).all()
+
+
 def test_counts_add_up_over_slices():
     case = random_case(11, 200)
     _, whole = run_core(case)
@@ -209,7 +219,7 @@ def test_input_compiled_code_could_not_index_by_is_refused():
     stream = as_stream([Record("load", 0, 0, 1)])
     page = Page(5, 2, 1, False, 4, {1: 1, 2: 2, 3: 3, 4: 4}, 1)
 
-    def attempt(page, counts, cpu=0, stop=1):
+    def attempt(page, counts, cpu=0, stop=1, stream=stream):
         run(system, cpu, stream, as_translations([page]), 0, stop, counts)
 
     good = new_counts(2, 2)
@@ -223,6 +233,8 @@ def test_input_compiled_code_could_not_index_by_is_refused():
         attempt(page._replace(region=2), good)
     with pytest.raises(ValueError, match="counts: expected 2 nodes"):
         attempt(page, new_counts(1, 2))
+    with pytest.raises(ValueError, match="function: expected one from 0 to 2 for every record"):
+        attempt(page, new_counts(2, 2, functions=3), stream=stream._replace(function=[3]))
     with pytest.raises(ValueError, match="cpu: expected 0 to 0"):
         attempt(page, good, cpu=1)
     with pytest.raises(ValueError, match="records"):

@@ -57,7 +57,7 @@ class Held:
 def domains(system: System) -> Iterator[Held]:
     layout = system.layout
     shared = len(system.cpu_node) * layout.stride
-    for domain in range(len(system.domain_node)):
+    for domain in range(system.domains):
         outer = [
             flags_in(system, shared + domain * layout.shared_stride, cache)
             for cache in layout.shared
@@ -158,5 +158,5 @@ def test_random_cases_share_llcs(policy):
         case = random_case(seed, 0)
         if case.machine.llc.policy == policy:
             system = case.system()
-            shapes.add((len(system.cpu_node) > len(system.domain_node), len(system.domain_node)))
+            shapes.add((len(system.cpu_node) > system.domains, system.domains))
     assert shapes >= {(False, 1), (True, 1), (False, 2), (True, 2), (True, 3)}

@@ -1,5 +1,9 @@
-"""The core and its plain twin count the same, count for count."""
+"""The core and its plain twin count the same, count for count.
 
+`NUMAREP_TWIN_CASES=20000 python -m pytest tests/memory/test_twin.py` compares that many machines.
+"""
+
+import os
 import random
 from collections import Counter
 
@@ -12,6 +16,7 @@ from numarep.memory.counts import Event
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
     events_by_name,
+    functions_by_name,
     random_case,
     run_core,
     run_twin,
@@ -20,8 +25,10 @@ from tests.memory.cases import (
 )
 from tests.memory.real import on_slices
 
+CASES = int(os.environ.get("NUMAREP_TWIN_CASES", "500"))
 
-@settings(max_examples=500, deadline=None)
+
+@settings(max_examples=CASES, deadline=None)
 @example(seed=83, records=125)  # a prefetch evicts the line that caused it
 @given(seed=st.integers(0, 2**32), records=st.integers(1, 400))
 def test_equals_twin_count_for_count(seed, records):
@@ -29,6 +36,7 @@ def test_equals_twin_count_for_count(seed, records):
     _, counts = run_core(case)
     twin = run_twin(case)
     assert served_by_name(counts) == dict(twin.served)
+    assert functions_by_name(counts) == dict(twin.functions)
     assert events_by_name(counts) == {name: n for name, n in twin.events.items() if n}
 
 

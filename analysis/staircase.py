@@ -26,9 +26,9 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        `run_id`, `footprint_bytes`, `page`, `home` (own or remote: the buffer's node), `load_ns`
-        and the published latencies `L1` to `remote DRAM` of the run's machine, null where it has
-        no such memory. Empty without a pointer chase.
+        `run_id`, `machine`, `footprint_bytes`, `page`, `home` (own or remote: the buffer's node),
+        `load_ns` and the published latencies `L1` to `remote DRAM` of the run's machine, null where
+        it has no such memory. Empty without a pointer chase.
     """
     if FOOTPRINT not in cases.collect_schema().names():
         return pl.DataFrame()
@@ -40,6 +40,7 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
         cases.filter(pl.col("status") == "ok", pl.col(FOOTPRINT).is_not_null())
         .select(
             "run_id",
+            "machine",
             footprint_bytes=FOOTPRINT,
             page=page,
             home=pl.when(remote).then(pl.lit("remote")).otherwise(pl.lit("own")),
@@ -48,7 +49,7 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
             **{"own LLC": pl.col("machine.latency.llc_ns"), "own DRAM": pl.col("local_ns")},
             **{"remote DRAM": pl.when(remote).then(pl.col("rho") * pl.col("local_ns"))},
         )
-        .sort("page", "home", "footprint_bytes", "run_id")
+        .sort("machine", "page", "home", "footprint_bytes", "run_id")
         .collect()
     )
 
@@ -59,8 +60,8 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
     Returns
     -------
     DataFrame
-        `server`, `published_ns`, `model_ns`, `difference` in %, and `footprint_bytes`, `page` of
-        the run with the shortest load among those.
+        `machine`, `server`, `published_ns`, `model_ns`, `difference` in %, and `footprint_bytes`,
+        `page` of the run with the shortest load among those.
     """
     node = cases.select("run_id", "cpu_node")
     loads = pl.col("leading") + pl.col("overlapped")
@@ -76,13 +77,15 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
     )
     rows = table.unpivot(
         [name for name in _PUBLISHED if name in table.columns],
-        index=["run_id", "footprint_bytes", "page", "load_ns"],
+        index=["machine", "run_id", "footprint_bytes", "page", "load_ns"],
         variable_name="server",
         value_name="published_ns",
     )
-    ranked = rows.join(shares, on=["run_id", "server"]).sort("load_ns", "footprint_bytes", "run_id")
-    first = ranked.unique("server", keep="first", maintain_order=True)
+    order = ("machine", "load_ns", "footprint_bytes", "run_id")
+    ranked = rows.join(shares, on=["run_id", "server"]).sort(order)
+    first = ranked.unique(["machine", "server"], keep="first", maintain_order=True)
     return first.select(
+        "machine",
         "server",
         "published_ns",
         model_ns="load_ns",
@@ -100,6 +103,7 @@ def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, Table]:
         f"loads, its published latency comes back within {apart:.1f} %; 4 KiB pages add page walks."
     )
     columns = {
+        "machine": Column("machine"),
         "server": Column("served by"),
         "published_ns": Column("published, ns", 1),
         "model_ns": Column("model, ns", 1),
@@ -113,22 +117,41 @@ def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, Table]:
 
 
 _LABELS = 40
+_NAMES = 86  # right of a plot: what its lines are
 
 
 def _draw(table: pl.DataFrame, width: Width) -> Any:
-    right = 86
     tip = pl.format(
-        "{} KiB, {} pages, {} node: {} ns",
+        "{}: {} KiB, {} pages, {} node: {} ns",
+        "machine",
         (pl.col("footprint_bytes") / 1024).round(0).cast(pl.Int64),
         "page",
         "home",
         pl.col("load_ns").round(2),
     )
     drawn = table.with_columns(tip.alias("tip"), mib=pl.col("footprint_bytes") / 2**20)
-    top = float(drawn.select(pl.max("mib")).item())
-    least = float(drawn.select(pl.min("mib")).item())
-    scale = alt.Scale(type="log", base=4, domain=[least, top], nice=False)
-    ticks = [4.0**power for power in range(-4, 6, 1 if width is Width.WIDE else 2)]
+    machines = drawn.partition_by("machine", maintain_order=True)
+    columns = 2 if width is Width.WIDE and len(machines) > 1 else 1
+    ends = float(drawn.select(pl.min("mib")).item()), float(drawn.select(pl.max("mib")).item())
+    plot = (width - MARGIN - 20 * (columns - 1)) // columns - _LABELS - _NAMES
+    panels = [_panel(rows, ends, plot, tall=len(machines) == 1) for rows in machines]
+    grid = [
+        alt.hconcat(*panels[start : start + columns], spacing=20)
+        for start in range(0, len(panels), columns)
+    ]
+    glyphs = [
+        Glyph("own node", "circle", SERVERS["own DRAM"]),
+        Glyph("remote node", "circle", SERVERS["remote DRAM"]),
+        Glyph("2 MiB pages", "M-1.6,-0.15H1.6V0.15H-1.6Z", "ink"),
+        Glyph("4 KiB pages", "M-1.6,-0.15H-0.5V0.15H-1.6ZM0.5,-0.15H1.6V0.15H0.5Z", "ink"),
+    ]
+    return alt.vconcat(key(glyphs, width, _LABELS), *grid)
+
+
+def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bool) -> Any:
+    """Draw one machine's staircase."""
+    scale = alt.Scale(type="log", base=4, domain=list(ends), nice=False)
+    ticks = [4.0**power for power in range(-4, 6, 1 if plot > 400 else 2)]
     written = (
         "datum.value < 1 ? datum.value * 1024 + ' K' : "
         "datum.value < 1024 ? datum.value + ' M' : datum.value / 1024 + ' G'"
@@ -140,10 +163,10 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         "load_ns:Q",
         title="ns a load",
         axis=y_axis,
-        scale=alt.Scale(type="log", domain=[1, 250], nice=False),
+        scale=alt.Scale(type="log", domain=[1, 350], nice=False),
     )
     colours = alt.Scale(domain=["own", "remote"], range=[light("dram-local"), light("dram-remote")])
-    base = alt.Chart(drawn).encode(
+    base = alt.Chart(rows).encode(
         x=x,
         y=y,
         color=alt.Color("home:N", scale=colours, legend=None),
@@ -153,16 +176,9 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     )
     lines = base.mark_line(strokeWidth=2)
     points = base.mark_point(filled=True, size=24, opacity=1).encode(description="tip:N")
-    chart = alt.layer(*_published(drawn, top), lines, points).properties(
-        width=width - _LABELS - MARGIN - right, height=300
+    return alt.layer(*_published(rows, ends[1]), lines, points).properties(
+        width=plot, height=300 if tall else 200, title=rows["machine"][0]
     )
-    glyphs = [
-        Glyph("own node", "circle", SERVERS["own DRAM"]),
-        Glyph("remote node", "circle", SERVERS["remote DRAM"]),
-        Glyph("2 MiB pages", "M-1.6,-0.15H1.6V0.15H-1.6Z", "ink"),
-        Glyph("4 KiB pages", "M-1.6,-0.15H-0.5V0.15H-1.6ZM0.5,-0.15H1.6V0.15H0.5Z", "ink"),
-    ]
-    return alt.vconcat(key(glyphs, width, _LABELS), chart)
 
 
 def _published(drawn: pl.DataFrame, top: float) -> list[Any]:

@@ -230,7 +230,14 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
     """Three loads: all from L2, all from remote DRAM, and half from each."""
     latencies = {"machine.latency.l1_cycles": 4.0, "machine.latency.l2_cycles": 12.0}
     known = {"machine.core.ghz": 2.0, "machine.latency.llc_ns": 20.0} | latencies
-    place = {"status": "ok", "cpu_node": 1, "master_node": 0, "rho": 1.5, "local_ns": 100.0}
+    place = {
+        "machine": "m",
+        "status": "ok",
+        "cpu_node": 1,
+        "master_node": 0,
+        "rho": 1.5,
+        "local_ns": 100.0,
+    }
     runs = [
         {"run_id": "a", "workload.footprint_bytes": 1024, "time_ns": 8 * 4.0},
         {"run_id": "b", "workload.footprint_bytes": 4096, "time_ns": 8 * 148.0},

@@ -22,7 +22,8 @@ from analysis.style import Width, css_variables, png, svg, themed
 ROWS_SHOWN = 60
 MAIL_COLUMNS = 72
 DIGITS = 9
-PAGE, SUMMARY, FIGURES, TABLES = "report.html", "summary.md", "figures", "tables"
+PAGE, SUMMARY = "report.html", "summary.md"
+FIGURES, TABLES, FILES = "figures", "tables", "files"
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ class Report:
 
 def write_report(report: Report, out: Path) -> None:
     """Write the page, its figures and tables, and the summary into a folder."""
-    for folder in (out, out / FIGURES, out / TABLES):
+    for folder in (out, out / FIGURES, out / TABLES, out / FILES):
         folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         for figure in section.figures:
             _write_figure(figure, out / FIGURES)
         for table in section.tables:
             _write_table(table, out / TABLES)
+        for file in section.files:
+            (out / FILES / file.name).write_text(file.text)
     (out / PAGE).write_text(_page(report))
     (out / SUMMARY).write_text(summary(report))
 
@@ -80,7 +83,7 @@ def _page(report: Report) -> str:
         dark=Markup(css_variables(dark=True)),
         widths=Width,
         rows_shown=ROWS_SHOWN,
-        folders={"figures": FIGURES, "tables": TABLES},
+        folders={"figures": FIGURES, "tables": TABLES, "files": FILES},
     )
 
 

@@ -16,12 +16,15 @@ Draw = Callable[[Width], Any]
 class Evidence:
     """What a report reads: the runs as `analysis.cases`, their counts, and manifests by folder.
 
+    Beside `counts`, the other details of the results: by kernel function, and of memory.
     `agreement` is what independent simulators say (`analysis.agreement`).
     """
 
     cases: pl.LazyFrame
     counts: pl.LazyFrame
     manifests: Mapping[str, Mapping[str, Any]]
+    functions: pl.LazyFrame
+    memory: pl.LazyFrame
     agreement: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
@@ -56,6 +59,15 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A file beside the page, for another program to open."""
+
+    name: str
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One question answered, or, without an answer, what would produce it."""
 
@@ -66,6 +78,7 @@ class Section:
     headline: str = ""  # the answer in few words, to open a report with
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
+    files: tuple[Attached, ...] = ()
     how: str = ""
     missing: str = ""  # what the results lack, in words
     commands: tuple[str, ...] = field(default=())  # that would produce it

@@ -17,17 +17,26 @@ from analysis import agreement
 from analysis.cases import cases
 from analysis.section import Evidence
 from numarep.results import (
-    COUNTS,
+    DETAILS,
+    KEYS,
     MANIFEST,
     RUNS,
     RUNS_FILE,
+    TABLES,
     ResultsError,
     file_of,
     scan_counts,
+    scan_functions,
+    scan_memory,
     scan_runs,
 )
 
-_EMPTY_COUNTS = pl.LazyFrame(pl.DataFrame(COUNTS.empty_table()))
+_SCANS = {"counts": scan_counts, "functions": scan_functions, "memory": scan_memory}
+_LOST = {
+    "counts": "where the time goes is unknown",
+    "functions": "which kernel functions gain is unknown",
+    "memory": "what copies cost in memory is unknown",
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,12 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     runs = [scan for path in kept if (scan := _runs(path, notes)) is not None]
     if not runs:
         raise ResultsError("; ".join(notes))
-    counts = [_counts(path, notes) for path in kept]
+    details = {name: [_details(path, name, notes) for path in kept] for name in DETAILS}
     together = _once(runs, ["run_id"])
     table = cases(together)
     notes += _failures(table)
-    evidence = Evidence(table, _once(counts, COUNTS.names[:6]), manifests, agreement.of(kept))
+    once = {name: _once(found, TABLES[name].names[: KEYS[name]]) for name, found in details.items()}
+    evidence = Evidence(table, **once, manifests=manifests, agreement=agreement.of(kept))
     return Sources(evidence, together, notes)
 
 
@@ -96,14 +106,14 @@ def _runs(path: Path, notes: list[str]) -> pl.LazyFrame | None:
         return None
 
 
-def _counts(path: Path, notes: list[str]) -> pl.LazyFrame:
+def _details(path: Path, name: str, notes: list[str]) -> pl.LazyFrame:
     try:
-        counts = scan_counts(path)
-        notes += _lacking(path / file_of("counts"), COUNTS.names)
-        return counts
+        details = _SCANS[name](path)
+        notes += _lacking(path / file_of(name), TABLES[name].names)
+        return details
     except ResultsError as error:
-        notes.append(f"{error}; where the time goes is unknown")
-        return _EMPTY_COUNTS
+        notes.append(f"{error}; {_LOST[name]}")
+        return pl.LazyFrame(pl.DataFrame(TABLES[name].empty_table()))
 
 
 def _lacking(file: Path, names: list[str]) -> list[str]:

@@ -196,7 +196,7 @@ def scan_memory(path: str | Path) -> pl.LazyFrame:
 def _scan(path: Path, name: str) -> pl.LazyFrame:
     if not path.is_dir():
         raise ResultsError(f"{path}: no results folder")
-    _require_version(path)
+    _require_version(path, {"runs", name})  # another table may be damaged
     shards = [shard for shard in sorted((path / SHARDS).glob("*.parquet")) if _readable(shard)]
     if shards:
         runs, details = _merge(path, shards)
@@ -224,8 +224,8 @@ def _require_ours(path: Path) -> None:
         )
 
 
-def _require_version(path: Path) -> None:
-    """Refuse a folder of which any file is of another schema version."""
+def _require_version(path: Path, names: Iterable[str] = TABLES) -> None:
+    """Refuse a folder of which any file is of another schema version; of tables, those named."""
     manifest = path / MANIFEST
     if manifest.exists():
         try:
@@ -233,7 +233,7 @@ def _require_version(path: Path) -> None:
         except (ValueError, AttributeError):
             raise ResultsError(f"{manifest}: not a manifest; move it away to go on") from None
         _require_equal(version, path)
-    for file in (path / file_of(name) for name in TABLES):
+    for file in (path / file_of(name) for name in names):
         if file.exists():
             _require_equal(_version(file), path)
     for file in (path / SHARDS).glob("*.parquet"):

@@ -157,11 +157,13 @@ def test_without_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (COUNTS, RUNS):
+    for name, code in ((COUNTS, 0), ("memory.parquet", 0), (RUNS, 2)):
         path = few(tmp_path / name)
         (path / name).write_bytes((path / name).read_bytes()[:100])
-        assert report.main([str(path)]) == 2
+        assert report.main([str(path)]) == code
         assert f"{path / name}: not readable" in capsys.readouterr().err
+        page_there = (path / "report" / "report.html").exists()
+        assert page_there == (code == 0)
 
 
 def test_failed_runs_are_counted_and_named(tmp_path: Path) -> None:

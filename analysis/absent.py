@@ -1,15 +1,12 @@
 """Questions that the report does not answer yet, and what they wait for.
 
 >>> [section.number for section in absent()]
-[3, 7]
+[7]
 """
 
 from analysis.section import Section
 
-_WAITING = (
-    (3, "functions", "Which kernel functions gain", "results hold no counts by kernel function"),
-    (7, "memory", "Memory against gain", "results hold no account of bytes by mechanism"),
-)
+_WAITING = ((7, "memory", "Memory against gain", "results hold no account of bytes by mechanism"),)
 
 
 def absent() -> list[Section]:

@@ -13,6 +13,7 @@ from analysis import (
     ablation,
     break_even,
     costs,
+    functions,
     nodes,
     own,
     published,
@@ -31,6 +32,7 @@ TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and co
 QUESTIONS: tuple[ModuleType, ...] = (
     published,
     stalls,
+    functions,
     ablation,
     break_even,
     nodes,

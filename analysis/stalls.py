@@ -55,7 +55,7 @@ def stalls(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
         and `old_time_ns`.
     """
     chosen = reference(cases)
-    sides = _sides(chosen)
+    sides = sides_of(chosen)
     stalled = (
         counts.filter(pl.col("stall_ns") > 0)
         .join(sides.lazy(), on="run_id")
@@ -67,7 +67,7 @@ def stalls(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
     return _compared(rows, chosen)
 
 
-def _sides(chosen: pl.DataFrame) -> pl.DataFrame:
+def sides_of(chosen: pl.DataFrame) -> pl.DataFrame:
     """Return every run of the chosen pairs with the side it is on."""
     new = chosen.select("run_id", "cpu_node", *_CELL, "time_ns", side=pl.lit("series"))
     old = chosen.select(

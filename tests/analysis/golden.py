@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis import ablation, break_even, costs, nodes, own, published, stalls, trust
+from analysis import ablation, break_even, costs, functions, nodes, own, published, stalls, trust
 from analysis.compare import gains_changed, time_changed
 from analysis.section import Evidence
 from analysis.sources import open_sources
@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "gains": lambda e: published.gains(e.cases),
     "requirements": lambda e: published.requirements(e.cases, e.counts),
     "stalls": lambda e: stalls.stalls(e.cases, e.counts),
+    "functions": lambda e: functions.functions(e.cases, e.functions),
     "ablation": lambda e: ablation.ablation(e.cases),
     "alignment": lambda e: ablation.alignment(e.cases),
     "surface": lambda e: break_even.surface(e.cases),

@@ -191,7 +191,7 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
         "time_serial_ns": base + stall + hidden,
         "time_overlapped_ns": base + fetches,
         "counts": counts,
-        "functions": [],
+        "functions": _functions(counts, base),
         "memory": [],
     }
 
@@ -218,6 +218,17 @@ def _counts(point: dict[str, Any]) -> list[dict[str, Any]]:
         _count("fetch", "text", "l2", node, l2, 0, 4.0),
         _count("load", "data", "l1", node, 500, 0, 0.0),
     ]
+
+
+def _functions(counts: list[dict[str, Any]], base_ns: float) -> list[dict[str, Any]]:
+    """Text is all do_exit's, data all memcpy's."""
+    beyond = [count for count in counts if count["served_by"] != "l1"]
+    base = {"access": "base", "served_by": "core", "node": 0, "leading": 0, "overlapped": 0}
+    rows = [{"function": "do_exit"} | base | {"stall_ns": base_ns}]
+    for count in beyond:
+        kept = {key: value for key, value in count.items() if key not in ("region", "level")}
+        rows.append({"function": "do_exit" if count["region"] == "text" else "memcpy"} | kept)
+    return rows
 
 
 def _count(

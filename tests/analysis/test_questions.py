@@ -5,6 +5,7 @@ Regenerate the tables with `python -m tests.analysis.golden` and read the differ
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from analysis import (
     break_even,
     cases,
     costs,
+    functions,
     load,
     load_counts,
     nodes,
@@ -116,6 +118,29 @@ def test_stalls_add_up_to_the_time(evidence: Evidence) -> None:
         pl.sum("baseline_ns"), pl.first("old_time_ns")
     )
     assert sums["baseline_ns"].to_list() == pytest.approx(sums["old_time_ns"].to_list())
+
+
+def test_functions_add_up_to_the_time(evidence: Evidence) -> None:
+    """What functions gain is what the window gains; text is brought near, data is not."""
+    table = functions.functions(evidence.cases, evidence.functions)
+    stacks = functions.by_server(evidence.cases, evidence.functions)
+    kill = stacks.filter(workload="kill", cache_state="cold", side="baseline")
+    assert sum(kill["ns"]) == pytest.approx(kill["whole_ns"][0])
+    exit_ = of(table, workload="kill", cache_state="cold", function="do_exit")
+    assert (exit_["baseline_remote_ns"], exit_["series_remote_ns"]) == (100 * 149, 0)
+
+
+def test_flame_graphs_hold_all_time(evidence: Evidence) -> None:
+    section = functions.section(evidence)
+    files = {file.name: file.text for file in section.files}
+    folded = [line.rsplit(" ", 1) for line in files["functions.folded"].splitlines()]
+    graph = json.loads(files["functions.speedscope.json"])
+    for profile in graph["profiles"]:
+        weights = sum(profile["weights"])
+        assert weights == profile["endValue"]
+        there = [float(ns) for stack, ns in folded if stack.startswith(f"{profile['name']};")]
+        assert sum(there) == pytest.approx(weights, abs=len(there))
+        assert len(there) == len(profile["samples"])
 
 
 def test_parts_and_interaction_add_up(evidence: Evidence) -> None:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from numarep.memory.counts import Access, Event, Service, new_counts
 from numarep.memory.system import new_system, run
@@ -104,3 +105,23 @@ def test_staircase_gives_the_described_latencies_back(name):
         stlb_ns = cycles_to_ns(stlb, ghz=machine.core.ghz) / loads
         assert mean_ns - walks_ns - stlb_ns == pytest.approx(described_ns, rel=0.02)
         assert counts.served[Access.LOAD, 0, :, service, node].sum() >= 0.98 * loads
+
+
+def test_a_measured_staircase_is_met_where_one_level_serves_nearly_all():
+    """Points nobody put into the preset: the chase of another program on the same part."""
+    measured = yaml.safe_load((CONF.parent / "analysis" / "staircases.yaml").read_text())["x5650"]
+    machine, found = machine_preset("x5650"), {}
+    plateau = (32 << 10, 256 << 10, 8 << 20, 128 << 20)
+    points = {point["footprint_bytes"]: point for point in measured["points"]}
+    for footprint in plateau:
+        kind, address = chase(footprint, 0, seed=1)
+        counts = count_stream(
+            machine, kind, address, page=measured["page"], unmeasured_passes=1, dependent=True
+        )
+        near = cycles_to_ns(machine.latency.l1_cycles, ghz=machine.core.ghz)
+        model_ns = price(counts, machine, 0).time_serial_ns / len(address) + near
+        point = points[footprint]
+        found[footprint] = model_ns / (
+            cycles_to_ns(point["cycles"], ghz=machine.core.ghz) + point["ns"]
+        )
+    assert found == {footprint: pytest.approx(1, abs=0.12) for footprint in plateau}

@@ -22,6 +22,15 @@ TABLE_ENTRIES = 1 << TABLE_SHIFT
 ENTRY_BYTES = 8
 
 
+def shown(va: int) -> str:
+    """Return an address as the kernel prints it; kernel addresses are negative here.
+
+    >>> shown(-(1 << 31))
+    '0xffffffff80000000'
+    """
+    return f"{va & ((1 << 64) - 1):#x}"
+
+
 def cycles_to_ns(cycles: float, *, ghz: float) -> float:
     """Convert core cycles to nanoseconds at a clock of `ghz`."""
     return cycles / ghz

@@ -37,7 +37,7 @@ from numarep.replication.kernel import (
     has_replicas,
 )
 from numarep.replication.work import Work
-from numarep.units import LINES_PER_PAGE, PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE
+from numarep.units import LINES_PER_PAGE, PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE, shown
 
 _TABLE_FLAGS = PRESENT | WRITABLE
 _PAGE_FLAGS = PRESENT | WRITABLE | NO_EXECUTE  # PAGE_KERNEL
@@ -61,7 +61,10 @@ def new_area(
         If there is no room; then nothing has changed.
     """
     if node is not None and node not in kernel.replica_nodes:
-        raise ReplicationError(f"node {node} has no memory (valid: {kernel.replica_nodes})")
+        known = 0 <= node < len(kernel.frames.ranges)
+        nodes = ", ".join(map(str, kernel.replica_nodes))
+        reason = "has no memory" if known else "does not exist"
+        raise ReplicationError(f"node {node} {reason} (nodes with memory: {nodes})")
     start = _free_range(kernel, pages, window=window)
     source = kernel.node_home(cpu) if node is None else node
     frames = take_frames(kernel, source, [kernel.root] * pages, "areas")
@@ -247,7 +250,7 @@ def replicate_area(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
 def _check_replicable(kernel: Kernel, area: Area) -> None:
     if not has_replicas(area.start):
         raise ReplicationError(
-            f"area at {area.start << PAGE_SHIFT:#x} lies outside the window (the top 2 GiB): "
+            f"area at {shown(area.start << PAGE_SHIFT)} lies outside the window (the top 2 GiB): "
             "expected one that new_area maps there"
         )
     if area not in kernel.areas:
@@ -329,7 +332,7 @@ def page_of(kernel: Kernel, vpn: int) -> int:
             return area.frames[vpn - area.start]
     found = kernel.tables.walk(kernel.root, vpn)
     if found is None:
-        raise ReplicationError(f"{vpn << PAGE_SHIFT:#x} is not mapped")
+        raise ReplicationError(f"{shown(vpn << PAGE_SHIFT)} is not mapped")
     return found.pfn
 
 
@@ -343,7 +346,7 @@ def node_frame(kernel: Kernel, node: int, vpn: int) -> int:
     """
     found = kernel.tables.walk(kernel.pgd_numa(node), vpn)
     if found is None:
-        raise ReplicationError(f"{vpn << PAGE_SHIFT:#x} is not mapped")
+        raise ReplicationError(f"{shown(vpn << PAGE_SHIFT)} is not mapped")
     return found.pfn
 
 

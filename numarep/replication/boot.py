@@ -57,6 +57,7 @@ from numarep.units import (
     PTE,
     PUD,
     TABLE_ENTRIES,
+    shown,
 )
 from numarep.workload.trace import TraceError
 
@@ -76,7 +77,7 @@ def first_frame(tables: PageTables, root: int, section: Section) -> int:
     """Return the frame a mapped section starts at."""
     found = tables.walk(root, section.start >> PAGE_SHIFT)
     if found is None:
-        raise TraceError(f"page tables: {section.start:#x} is not mapped")
+        raise TraceError(f"page tables: {shown(section.start)} is not mapped")
     return found.pfn
 
 
@@ -149,7 +150,7 @@ def align_tables(tables: PageTables, image: Image, root: int) -> None:
         for vpn in blocks(section):
             found = tables.walk(root, vpn)
             if found is None:
-                raise TraceError(f"page tables: {vpn << PAGE_SHIFT:#x} is not mapped")
+                raise TraceError(f"page tables: {shown(vpn << PAGE_SHIFT)} is not mapped")
             entry = large_entry(found.pfn, found.flags)
             tables.set_entry(PMD, found.table[PMD - 1], entry_index(vpn, PMD), entry)
 
@@ -191,10 +192,13 @@ def reserve(kernel: Kernel) -> None:
                 pfn = kernel.frames.allocate(node, like=like, count=pages, align=PAGES_PER_PMD)
                 reserved[node].append((pfn, pages))
                 taken.append((pfn, pages))
-    except FrameError:
+    except FrameError as error:
         for pfn, pages in taken:
             kernel.frames.free(pfn, pages)
-        raise
+        raise FrameError(
+            f"{error}, and without its copies of text and rodata the kernel does not boot (R4): "
+            "expected more free memory there, or a policy with text: false or rodata: false"
+        ) from None
     _enter(kernel, Stage.RESERVED)
     kernel.reserved = reserved
     kernel.held["static"] += sum(pages for _, pages in taken)
@@ -271,7 +275,7 @@ def _redirect(kernel: Kernel, section: Section, place: int, work: Work) -> None:
     for vpn in blocks(section):
         found = tables.walk(kernel.root, vpn)
         if found is None or found.leaf != PMD:
-            raise ReplicationError(f"{vpn << PAGE_SHIFT:#x}: expected a 2 MiB leaf (R6)")
+            raise ReplicationError(f"{shown(vpn << PAGE_SHIFT)}: expected a 2 MiB leaf (R6)")
         table, index = found.table[PMD - 1], entry_index(vpn, PMD)
         frames = dict.fromkeys(kernel.replica_nodes, found.pfn)
         if kernel.reserved:

@@ -20,7 +20,7 @@ from numarep.memory.kinds import Kind
 from numarep.replication.boot import publish, replicate, reserve, seal, start
 from numarep.replication.kernel import Kernel
 from numarep.replication.splice import Splice
-from numarep.units import PAGE_SHIFT
+from numarep.units import PAGE_SHIFT, shown
 from numarep.workload.trace import ITERATION, Pages, Records, Trace, TraceError
 
 
@@ -29,7 +29,7 @@ def first_fetch(tables: PageTables, image: Image, root: int) -> Trace:
     vpn = image.text.start >> PAGE_SHIFT
     found = tables.walk(root, vpn)
     if found is None:
-        raise TraceError(f"page tables: {vpn << PAGE_SHIFT:#x} is not mapped")
+        raise TraceError(f"page tables: {shown(vpn << PAGE_SHIFT)} is not mapped")
     return Trace(
         Records(
             np.array([Kind.FETCH], np.uint8),

@@ -26,7 +26,7 @@ from numarep.replication.kernel import (
     Stage,
     has_replicas,
 )
-from numarep.units import PAGES_PER_PMD, PMD, PTE
+from numarep.units import PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE, shown
 
 
 def violations(kernel: Kernel) -> list[str]:
@@ -173,7 +173,7 @@ def _cpus(kernel: Kernel) -> Iterator[str]:
 def _areas(kernel: Kernel) -> Iterator[str]:
     """R26-R28, R31: areas are replicated on all nodes or none, and in the window only."""
     for area in kernel.areas:
-        at = f"area {area.start:#x}"
+        at = f"area {shown(area.start << PAGE_SHIFT)}"
         if not area.replicas:
             continue
         if not has_replicas(area.start):

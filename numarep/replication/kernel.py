@@ -36,6 +36,7 @@ from numarep.units import (
     PMD,
     TABLE_ENTRIES,
     TABLE_SHIFT,
+    shown,
 )
 
 # A PGD is two pages, the second for KPTI's user half, also when booted with pti=off.
@@ -276,7 +277,7 @@ class Kernel:
         va = self.bases["vmemmap"] + (pfn << _STRUCT_PAGE_SHIFT)
         found = self.tables.walk(self.root, va >> PAGE_SHIFT)
         if found is None:
-            raise ReplicationError(f"page tables: struct page {va:#x} is not mapped")
+            raise ReplicationError(f"page tables: struct page {shown(va)} is not mapped")
         line = (va % PAGE_BYTES) >> LINE_SHIFT
         node = self.frames.node_of(found.pfn)
         for kind in (Kind.LOAD, Kind.STORE):

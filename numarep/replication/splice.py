@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from numarep.memory.kinds import Kind
 from numarep.replication.kernel import Cpu, Kernel
 from numarep.replication.work import CURRENT, Burst, Event, Instructions, Run, Sync, Work
-from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PAGE_SHIFT, PTE
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PAGE_SHIFT, PTE, shown
 from numarep.workload.trace import Flag, Pages, Records, Trace, TraceError
 
 _SYNC_KIND = {
@@ -99,7 +99,7 @@ class Splice:
         """Translate a kernel address as the captured tables do, under the current root."""
         found = self.kernel.tables.walk(self.kernel.root, run.vpn)
         if found is None:
-            raise TraceError(f"page tables: {run.vpn << PAGE_SHIFT:#x} is not mapped")
+            raise TraceError(f"page tables: {shown(run.vpn << PAGE_SHIFT)} is not mapped")
         table = list(found.table)
         table[self.kernel.tables.levels - 1] = root
         return run.vpn, found.pfn, found.leaf, found.flags, *table

@@ -21,7 +21,7 @@ from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, go_lazy, switch_to
 from numarep.replication.protection import set_memory
 from numarep.replication.work import Sync
-from numarep.units import PAGE_SHIFT, PMD, PTE
+from numarep.units import PAGE_SHIFT, PMD, PMD_BYTES, PTE
 from numarep.workload.trace import Flag
 from tests.kernels import MODULE_VA, SERIES, SmallKernel
 from tests.replication.test_process import failing, state
@@ -77,9 +77,30 @@ def test_r25_a_replica_with_other_permissions_is_a_violation() -> None:
 def test_r25_part_of_a_leaf_is_refused_and_nothing_changes() -> None:
     kernel = SmallKernel(nodes=2).booted()
     before = state(kernel)
-    with pytest.raises(ReplicationError, match="expected whole leaves"):
+    with pytest.raises(ReplicationError, match="0xffffffff81003000 lies within a replicated leaf"):
         set_memory(kernel, kernel.image.text.start >> PAGE_SHIFT, 3, "rw")
     assert state(kernel) == before
+
+
+@pytest.mark.parametrize("clone_ptes", [False, True])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_r25_part_of_a_shared_leaf_is_split_in_all_tables(levels: int, clone_ptes: bool) -> None:
+    kernel = SmallKernel(nodes=3, levels=levels).booted(clone_ptes=clone_ptes)
+    data = kernel.image.rodata.round_up(PMD_BYTES).end >> PAGE_SHIFT
+    held = kernel.held["shared"]
+    before = [frames(kernel, data + page) for page in (0, 4, 5, 511)]
+    work = set_memory(kernel, data + 4, 1, "ro")
+    assert kernel.held["shared"] == held + 1
+    # Two further PMD entries; with PTE pages of their own, two further PTE entries beside.
+    assert work.references(Kind.STORE) >= 2
+    if not clone_ptes:
+        assert work.references(Kind.STORE) == 2
+    allowed = [flags(kernel, data + page) for page in (3, 4, 5)]
+    assert allowed[0] == allowed[2] != allowed[1]
+    assert all(len(each) == 1 for each in allowed)
+    assert [frames(kernel, data + page) for page in (0, 4, 5, 511)] == before
+    assert violations(kernel) == []
+    assert set_memory(kernel, data + 9, 2, "nx").references(Kind.STORE) == (4 if clone_ptes else 0)
 
 
 @pytest.mark.parametrize("ptes", ["shared", "loader", "target"])
@@ -119,8 +140,10 @@ def test_r27_replication_is_refused_where_the_kernel_refuses_it() -> None:
     ):
         with pytest.raises(ReplicationError, match=reason):
             replicate_area(kernel, kernel.cpus[0], area)
-    with pytest.raises(ReplicationError, match="node 7 has no memory"):
-        new_area(kernel, kernel.cpus[0], pages=1, node=7)
+    lacking = SmallKernel(nodes=3, memoryless=(2,)).booted()
+    for node, reason in ((7, "does not exist"), (-1, "does not exist"), (2, "has no memory")):
+        with pytest.raises(ReplicationError, match=rf"node {node} {reason} .*memory: 0, 1\)"):
+            new_area(lacking, lacking.cpus[0], pages=1, node=node)
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2])

@@ -35,7 +35,8 @@ from numarep.linux.tables import PageTables, tables_from_snapshot
 from numarep.machine.topology import memory_ranges
 from numarep.memory.counts import Counts, new_counts
 from numarep.memory.kinds import Kind
-from numarep.memory.system import Stream, System, Translations, flush, new_system, repeat, run
+from numarep.memory.passes import repeat
+from numarep.memory.system import Stream, System, Translations, flush, new_system, run
 from numarep.replication.account import Row, account, padding
 from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import (

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from numarep.memory.counts import Counts, Overlap, new_counts
 from numarep.memory.kinds import Kind
-from numarep.memory.system import Stream, Translations, new_system, repeat
+from numarep.memory.passes import repeat
+from numarep.memory.system import Stream, Translations, new_system
 from numarep.spec import MachineSpec, SpecError, parse
 from numarep.units import LINE_SHIFT, LINES_PER_PAGE, MAX_LEVELS, PAGE_SHIFT, TABLE_SHIFT
 

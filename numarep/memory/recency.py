@@ -2,7 +2,7 @@
 
 There is no separate LRU state. A hit moves its entry to the front, a fill pushes at the front and
 the entry that falls off the end is the victim; a dropped entry closes the gap. So equal contents
-and equal history-relevant order always mean equal arrays, which `system.repeat` relies on.
+and equal history-relevant order always mean equal arrays, which `passes` relies on.
 
 All rows of all caches lie in one int64 array, `words`; a row is its first word and its ways. An
 entry is `tag << FLAG_BITS | flags`; what the flags mean is up to the cache. EMPTY is -1, whose tag

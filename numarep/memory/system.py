@@ -1,13 +1,14 @@
-"""The modelled machine's mutable state, and the four things one can do with it.
+"""The modelled machine's mutable state, and the three things one can do with it.
 
-`new_system` builds it from a `MachineSpec`, `run` feeds one CPU records of a stream, `repeat` does
-so many times over, `flush` empties everything. The state is canonical: two systems that will
-behave alike from now on hold equal arrays (LRU is the order within a row, the interval analysis
-remembers only what is left of its window), all of them slices of one int64 buffer.
+`new_system` builds it from a `MachineSpec`, `run` feeds one CPU records of a stream (see `passes`
+for many times over, and several CPUs at once), `flush` empties everything. The state is canonical:
+two systems that will behave alike from now on hold equal arrays (LRU is the order within a row, the
+interval analysis remembers only what is left of its window), all of them slices of one int64
+buffer.
 
-CPUs run one after the other, never at once: a call of `run` is one CPU's turn.
+A call of `run` is one CPU's turn: at any moment one CPU runs.
 
->>> from numarep.memory.counts import Event
+>>> from numarep.memory.counts import Event, new_counts
 >>> from numarep.spec import parse
 >>> cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
 >>> sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
@@ -31,8 +32,6 @@ CPUs run one after the other, never at once: a call of `run` is one CPU's turn.
 [1, 0, 0, 0, 0, 2]
 >>> counts.events[[Event.DTLB_HITS, Event.DTLB_MISSES, Event.DATA_WALKS]].tolist()
 [2, 1, 1]
->>> repeat(system, 0, stream, translations, 1000, counts), int(counts.events[Event.REFERENCES])
-(3, 3003)
 """
 
 from collections.abc import Iterable
@@ -50,7 +49,7 @@ from numarep.memory.checked import (
     frozen_stream,
     frozen_translations,
 )
-from numarep.memory.counts import Access, Counts, Event, Overlap, Service, new_counts
+from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
@@ -61,9 +60,17 @@ from numarep.memory.vector import LANES
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
 from numarep.spec import CacheSpec, MachineSpec
 
-WORDS_A_RECORD = 16  # of state copied and compared in the time one record is simulated in
-
-__all__ = ["Stream", "System", "Translations", "flush", "new_system", "repeat", "run"]
+__all__ = [
+    "Prepared",
+    "Stream",
+    "System",
+    "Translations",
+    "flush",
+    "new_system",
+    "prepare",
+    "run",
+    "run_prepared",
+]
 
 
 class Layout(NamedTuple):
@@ -228,30 +235,47 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
     )
 
 
-def _run(
-    system: System,
-    cpu: int,
-    stream: Stream,
-    translations: Translations,
-    start: int,
-    stop: int,
-    counts: Counts,
-) -> None:
-    """Run frozen arrays."""
-    layout = system.layout
-    block = cpu * layout.stride
+class Prepared(NamedTuple):
+    """What one CPU runs, checked, frozen and laid out for compiled code."""
+
+    cpu: int
+    stream: Stream
+    translations: Translations
+    pages: NDArray[np.int64]
+
+
+def prepare(
+    system: System, cpu: int, stream: Stream, translations: Translations, counts: Counts
+) -> Prepared:
+    """Check and freeze what one CPU is to run and count in such counts.
+
+    Raises
+    ------
+    ValueError
+        If there is no such CPU, a frame lies beyond the last node, or nodes, regions or functions
+        don't fit the counts.
+    """
+    if not 0 <= cpu < len(system.cpu_node):
+        raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
+    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
+    return Prepared(cpu, frozen_stream(stream, counts), frozen, _pages(system, frozen))
+
+
+def run_prepared(system: System, prepared: Prepared, start: int, stop: int, counts: Counts) -> None:
+    """Process records [start, stop) of what was prepared for such counts, as `run` does."""
+    layout, cpu = system.layout, prepared.cpu
     hits = np.zeros((Kind.STORE + 1, axes(counts)[1]), np.int64)
     view = _view(system, cpu, counts)
     run_records(
         view,
         layout.tlbs,
-        table_of(block, layout.pscs),
+        table_of(cpu * layout.stride, layout.pscs),
         system.window_left,
         system.machine.core.reorder_window,
         system.machine.pcid,
-        stream,
-        translations,
-        _pages(system, translations),
+        prepared.stream,
+        prepared.translations,
+        prepared.pages,
         start,
         stop,
         system.batch,
@@ -296,63 +320,7 @@ def run(
     ValueError
         If a frame lies beyond the last node, or nodes or regions don't fit the counts.
     """
-    if not 0 <= cpu < len(system.cpu_node):
-        raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
     if not 0 <= start <= stop <= len(stream.kind):
         raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
-    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    _run(system, cpu, frozen_stream(stream, counts), frozen, start, stop, counts)
-
-
-def repeat(
-    system: System,
-    cpu: int,
-    stream: Stream,
-    translations: Translations,
-    times: int,
-    counts: Counts,
-) -> int:
-    """Run a whole stream `times` times on one CPU, simulating only until nothing changes.
-
-    A pass is a deterministic function of the system's state and the stream: the state before it
-    determines its counts and the state after it. So once a pass ends in the state it began in,
-    every further pass would do the same again, and its counts are added, multiplied, instead.
-    That is exact because the state compared is all there is (`System.words` and `window_left`;
-    the loop keeps nothing else between calls) and canonical (see above).
-
-    Copying and comparing states costs more than a short pass. So before a short pass it is done
-    only if the last two passes counted alike, as they must in a steady state; that never changes
-    the counts, only how many passes are simulated.
-
-    System and counts are modified in place exactly as by `times` calls of `run`.
-
-    Returns
-    -------
-    int
-        Number of passes simulated.
-    """
-    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    stream = frozen_stream(stream, counts)
-    is_long = len(stream.kind) * WORDS_A_RECORD > len(system.words)
-    one = new_counts(*axes(counts))
-    last = new_counts(*axes(counts))
-    for done in range(1, times + 1):
-        is_alike = done > 2 and all(map(np.array_equal, one, last))
-        before = (system.words.copy(), system.window_left.copy()) if is_long or is_alike else None
-        one, last = last, one
-        for array in one:
-            array.fill(0)
-        _run(system, cpu, stream, frozen, 0, len(stream.kind), one)
-        _add(counts, one, 1)
-        after = (system.words, system.window_left)
-        if before is not None and all(map(np.array_equal, before, after)):
-            _add(counts, one, times - done)
-            return done
-    return times
-
-
-def _add(counts: Counts, one: Counts, times: int) -> None:
-    """Add `times` copies of one pass's counts, in place."""
-    counts.served[:] += one.served * times
-    counts.functions[:] += one.functions * times
-    counts.events[:] += one.events * times
+    prepared = prepare(system, cpu, stream, translations, counts)
+    run_prepared(system, prepared, start, stop, counts)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from numarep.memory import recency
 from numarep.memory.counts import Access, Counts, Event, Service, new_counts
-from numarep.memory.system import flush, new_system, repeat, run
+from numarep.memory.passes import Lane, repeat, repeat_together
+from numarep.memory.system import flush, new_system, run
 from numarep.price import price, stalls
 from numarep.spec import MOST_WAYS, CoreSpec, PrefetchSpec, SpecError, TlbSpec
 from tests.memory.cases import (
@@ -73,6 +74,26 @@ def test_repeat_equals_the_loop(seed, records, times, is_warm):
     assert (looped.events == repeated.events).all()
     assert (one.words == two.words).all()
     assert (one.window_left == two.window_left).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.integers(1, 60), st.integers(1, 50))
+def test_one_cpus_counts_do_not_depend_on_the_quantum(seed, records, quantum):
+    case = random_case(seed, 0)
+    stream = as_stream(random_records(random.Random(seed), len(case.pages), records))
+    lanes = [Lane(0, stream, as_translations(case.pages), case.counts()) for _ in range(2)]
+    repeat_together(case.system(), lanes[:1], 3, quantum)
+    repeat_together(case.system(), lanes[1:], 3, 10**9)
+    assert all((a == b).all() for a, b in zip(lanes[0].counts, lanes[1].counts, strict=True))
+
+
+def test_lanes_that_can_not_run_at_once_are_refused():
+    case = random_case(3, 0)
+    lane = Lane(0, as_stream([Record("load", 0, 0, 1)]), as_translations(case.pages), case.counts())
+    with pytest.raises(ValueError, match="lanes: expected one for each CPU"):
+        repeat_together(case.system(), [lane, lane], 1, 10)
+    with pytest.raises(ValueError, match="quantum: expected a positive number"):
+        repeat_together(case.system(), [lane], 1, 0)
 
 
 def test_repeat_stops_simulating_a_steady_loop():

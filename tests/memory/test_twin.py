@@ -3,6 +3,7 @@
 `NUMAREP_TWIN_CASES=20000 python -m pytest tests/memory/test_twin.py` compares that many machines.
 """
 
+import itertools
 import os
 import random
 from collections import Counter
@@ -12,25 +13,32 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numarep.memory.counts import Event
+from numarep.memory.counts import Counts, Event
+from numarep.memory.passes import Lane, repeat_together
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
+    as_stream,
+    as_translations,
     events_by_name,
     functions_by_name,
     random_case,
+    random_records,
     run_core,
     run_twin,
     served_by_name,
     small_machine,
 )
 from tests.memory.real import on_slices
+from tests.twin import Twin
+
+SEEDS = st.integers(0, 2**32)
 
 CASES = int(os.environ.get("NUMAREP_TWIN_CASES", "500"))
 
 
 @settings(max_examples=CASES, deadline=None)
 @example(seed=83, records=125)  # a prefetch evicts the line that caused it
-@given(seed=st.integers(0, 2**32), records=st.integers(1, 400))
+@given(seed=SEEDS, records=st.integers(1, 400))
 def test_equals_twin_count_for_count(seed, records):
     case = random_case(seed, records)
     _, counts = run_core(case)
@@ -57,6 +65,39 @@ def test_random_cases_reach_every_event_and_service():
     for access, service in (("load", "dram"), ("load_walk", "llc"), ("store_walk", "dram")):
         found = {key[3] for key in cells if key[0] == access and key[2] == service}
         assert found == {"leading", "overlapped"}
+
+
+def naive_turns(records, quantum):
+    """Cut a stream wherever a further multiple of the quantum has been fetched."""
+    turns, fetched = [[]], 0
+    for record in records:
+        before = fetched // quantum
+        fetched += record.repeats if record.kind == "fetch" else 0
+        turns[-1].append(record)
+        if fetched // quantum > before:
+            turns.append([])
+    return turns if turns[-1] else turns[:-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 40), st.integers(1, 3))
+def test_cpus_at_once_equal_the_twin_taking_turns(seed, quantum, times):
+    case, rng = random_case(seed, 0), random.Random(seed)
+    cpus = range(len(case.cpu_nodes))
+    streams = [random_records(rng, len(case.pages), rng.randint(1, 60)) for _ in cpus]
+    system, pages = case.system(), as_translations(case.pages)
+    lanes = [Lane(cpu, as_stream(streams[cpu]), pages, case.counts()) for cpu in cpus]
+    repeat_together(system, lanes, times, quantum)
+
+    twin = Twin(case.machine, case.cpu_nodes, case.ends)
+    turns = [naive_turns(records, quantum) for records in streams]
+    for _ in range(times):
+        for turn in itertools.zip_longest(*turns, fillvalue=()):
+            for cpu, records in enumerate(turn):
+                twin.run(cpu, records, case.pages)
+    total = Counts(*(sum(parts) for parts in zip(*(lane.counts for lane in lanes), strict=True)))
+    assert served_by_name(total) == dict(twin.served)
+    assert events_by_name(total) == {name: n for name, n in twin.events.items() if n}
 
 
 @pytest.mark.parametrize("machine", ["e5_2690_v3", "small"])

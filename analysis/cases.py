@@ -20,6 +20,7 @@ from numarep.results import RUNS
 ALWAYS = {
     "kernel.dataset": pl.String,
     "kernel.layout_seed": pl.Int64,
+    "kernel.max_numnodes": pl.Int64,
     "kernel.pti": pl.Boolean,
     "machine.core.base_ipc": pl.Float64,
     "machine.core.ghz": pl.Float64,

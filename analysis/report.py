@@ -14,6 +14,7 @@ from analysis import (
     break_even,
     costs,
     functions,
+    memory,
     nodes,
     own,
     published,
@@ -21,7 +22,6 @@ from analysis import (
     stalls,
     trust,
 )
-from analysis.absent import absent
 from analysis.page import PAGE, Report, write_report
 from analysis.section import Evidence, listed
 from analysis.sources import Sources, open_sources
@@ -36,6 +36,7 @@ QUESTIONS: tuple[ModuleType, ...] = (
     ablation,
     break_even,
     nodes,
+    memory,
     costs,
     sensitivity,
     trust,
@@ -78,7 +79,7 @@ def build_report(sources: Sources, paths: Sequence[str]) -> Report:
         _subject(evidence),
         [
             replace(section, commands=tuple(c.replace("{out}", paths[0]) for c in section.commands))
-            for section in sorted([*answered, *absent()], key=lambda section: section.number)
+            for section in answered
         ],
         sources.notes,
         f"python -m analysis.report {' '.join(paths)}",

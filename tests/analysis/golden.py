@@ -10,7 +10,18 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis import ablation, break_even, costs, functions, nodes, own, published, stalls, trust
+from analysis import (
+    ablation,
+    break_even,
+    costs,
+    functions,
+    memory,
+    nodes,
+    own,
+    published,
+    stalls,
+    trust,
+)
 from analysis.compare import gains_changed, time_changed
 from analysis.section import Evidence
 from analysis.sources import open_sources
@@ -31,6 +42,8 @@ TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "footprints": lambda e: break_even.footprints(e.cases, e.counts),
     "nodes": lambda e: nodes.nodes(e.cases),
     "traffic": lambda e: nodes.traffic(e.cases, e.counts),
+    "memory": lambda e: memory.memory(e.cases, e.memory),
+    "policies": lambda e: memory.policies(e.cases, e.memory),
     "costs": lambda e: costs.costs(e.cases),
     "used_up": lambda e: costs.used_up(e.cases),
     "laws": lambda e: trust.laws(e.cases, e.counts),

@@ -79,6 +79,7 @@ def everything() -> Iterator[dict[str, Any]]:
         **cells, **both, **waived, machine=["e7_4850_v3"], nodes=[4], dram=[four], seed=[1, 2]
     )
     rates = {"rate": [1, 2, 4], "seed": [1, 2]}
+    yield from grid(**cells, replication=["lazy"], seed=[1, 2])
     for operation in ("patch", "module"):
         yield from grid(workload=[operation], operation=[operation], **both, **rates)
 
@@ -142,6 +143,7 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
             "pti": point["pti"],
             "layout": point["layout"],
             "layout_seed": point["layout_seed"],
+            "max_numnodes": 64,
         },
         "replication": {
             "name": point["replication"],
@@ -192,8 +194,19 @@ def _outcome(point: dict[str, Any]) -> dict[str, Any]:
         "time_overlapped_ns": base + fetches,
         "counts": counts,
         "functions": _functions(counts, base),
-        "memory": [],
+        "memory": _memory(point) if _active(point) else [],
     }
+
+
+def _memory(point: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two processes, whose roots are copied unless they are made lazily; 1 MiB of text."""
+    sizes = {"static": 1 << 20, "tables": 5 << 12}
+    if point["replication"] == "series":
+        sizes["processes"] = 2 * 2 << 12
+    rows = [("pointers", 0, 2 * 64 * 8)]
+    rows += [(name, node, sizes[name]) for node in range(1, point["nodes"]) for name in sizes]
+    names = ("mechanism", "node", "bytes")
+    return [dict(zip(names, row, strict=True)) | {"pages": -(-row[2] // 4096)} for row in rows]
 
 
 def _counts(point: dict[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from analysis import (
     functions,
     load,
     load_counts,
+    memory,
     nodes,
     pairs,
     published,
@@ -180,6 +181,18 @@ def test_replicas_bring_the_traffic_to_the_own_node(evidence: Evidence) -> None:
     assert (before["whose"], after["whose"]) == ("the kernel's", "the CPU's")
     assert before["bytes_per_instruction"] == pytest.approx(115 * 64 / made.INSTRUCTIONS)
     assert before["share"] == after["share"] == 100
+
+
+def test_a_process_pays_for_roots_and_pointers(evidence: Evidence) -> None:
+    """Two processes: 8 KiB of roots on every further node each, and 64 pointers."""
+    table = memory.memory(evidence.cases, evidence.memory)
+    series = table.filter(replication="series")
+    assert series["nodes"].to_list() == [2, 4]
+    assert series["process_kib"].to_list() == [8.5, 24.5]
+    assert table.filter(replication="lazy")["process_kib"].to_list() == [0.5]
+    assert set(table["node_mib"]) == {1 + 20 / 1024}
+    weighed = memory.policies(evidence.cases, evidence.memory)
+    assert dict(weighed.select("replication", "front").rows()) == {"lazy": True, "series": False}
 
 
 def test_an_operation_costs_its_slope(evidence: Evidence) -> None:

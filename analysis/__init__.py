@@ -6,7 +6,7 @@ function that returns a frame:
 - `published.gains`, `published.requirements`: the published table beside the model's;
 - `stalls.stalls`: where the time goes;
 - `functions.functions`: which kernel functions gain;
-- `ablation.ablation`, `ablation.alignment`: what each part of the series gains;
+- `ablation.ablation`, `ablation.alignment`, `ablation.switches`: what each part gains;
 - `break_even.surface`: over latency ratio, LLC size and workload;
 - `nodes.nodes`, `nodes.traffic`: gain, cost and traffic from 2 to 8 nodes;
 - `memory.memory`, `memory.policies`: memory by policy, and against gain;

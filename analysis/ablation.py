@@ -1,4 +1,4 @@
-"""Question 4: what each part of the series gains, what they gain together, and alignment alone.
+"""Question 4: what each part of the series gains, all together, alignment alone, other switches.
 
 Text, rodata and modules need per-node tables, so a part's gain is what it adds to tables alone;
 the interaction is what they add together beyond the sum. Gains are A, in %, of the same baseline.
@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import BASELINE, remote_pairs
+from analysis.published import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, light
@@ -18,6 +19,7 @@ from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, ligh
 COMMANDS = (
     "python -m numarep.sweep study=ablation out={out}",
     "python -m numarep.sweep study=alignment_only out={out}",
+    "python -m numarep.sweep study=alternatives out={out}",
 )
 _PARTS = ("text", "rodata", "modules")
 _AXES = (*(f"replication.{part}" for part in _PARTS), "replication.costs")
@@ -82,25 +84,104 @@ def alignment(cases: pl.LazyFrame) -> pl.DataFrame:
     return with_published(gains).drop("published")
 
 
+def switches(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return every policy's gain beside the series', as shipped, on the main study's machine.
+
+    Returns
+    -------
+    DataFrame
+        `replication`, `workload`, `cache_state`; `a`, its gain in %, mean over capture seeds;
+        `beside`, that less the series' own, in points. Policies that are the series with a switch
+        set (BPF images, lazy roots, Mitosis, ...) and those with parts left out alike; only
+        those run in all cells that the series was. Empty without another policy than the series.
+    """
+    chosen = reference(cases)
+    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
+    found = remote_pairs(cases).filter(*plain, pl.col("machine").is_in(chosen["machine"].unique()))
+    studies = [study_over(part, ()) for part in found.partition_by("replication")]
+    cells = pl.concat([found.clear(), *studies]).group_by("replication", *_CELL).agg(pl.mean("a"))
+    series = cells.filter(replication=POLICY).select(*_CELL, series="a")
+    both = cells.join(series, on=_CELL).filter(
+        pl.len().over("replication") == pl.len().over("replication").max()
+    )
+    if both["replication"].n_unique() < 2:
+        return both.clear()
+    rows = both.with_columns(beside=pl.col("a") - pl.col("series")).drop("series")
+    return with_published(rows, "replication").drop("published")
+
+
 def section(evidence: Evidence) -> Section:
     """Answer question 4."""
     title = "What each part gains"
     parts, aligned = ablation(evidence.cases), alignment(evidence.cases)
-    if parts.is_empty():
+    others = switches(evidence.cases)
+    if parts.is_empty() and others.is_empty():
         lacks = "no series with its parts switched off and on"
         return Section(4, "ablation", title, missing=lacks, commands=COMMANDS)
-    table = parts.join(aligned, on=_CELL, how="left", maintain_order="left")
+    missing, commands = [], []
+    figures, tables, answers = [], [], []
+    if parts.is_empty():
+        missing.append("no series with its parts switched off and on")
+        commands.append(COMMANDS[0])
+    else:
+        table = parts.join(aligned, on=_CELL, how="left", maintain_order="left")
+        answers.append(_answer(table))
+        figures.append(Figure("ablation", _caption(table), lambda width: _draw(table, width)))
+        tables.append(Table("ablation", _TABLE_CAPTION, table, _shown(table)))
+    if aligned.is_empty():
+        missing.append("no kernel as captured beside an aligned one")
+        commands.append(COMMANDS[1])
+    if others.is_empty():
+        missing.append("no other policy beside the series")
+        commands.append(COMMANDS[2])
+    else:
+        answers.append(_switch_answer(others))
+        caption = "Gain A in % of every policy, by workload and caches."
+        figures.append(Figure("switches", caption, lambda width: _draw_switches(others, width)))
+        tables.append(Table("switches", _SWITCH_CAPTION, others, _SWITCH_COLUMNS))
     return Section(
         4,
         "ablation",
         title,
-        answer=_answer(table),
-        figures=(Figure("ablation", _caption(table), lambda width: _draw(table, width)),),
-        tables=(Table("ablation", _TABLE_CAPTION, table, _shown(table)),),
+        answer=" ".join(answers),
+        figures=tuple(figures),
+        tables=tuple(tables),
         how=_HOW,
-        missing="" if aligned.height else "no kernel as captured beside an aligned one",
-        commands=() if aligned.height else COMMANDS[1:],
+        missing="; ".join(missing),
+        commands=tuple(commands),
     )
+
+
+_SWITCH_COLUMNS = {
+    "replication": Column("policy"),
+    "workload": Column("workload"),
+    "cache_state": Column("caches"),
+    "a": Column("A, %", 2),
+    "beside": Column("beside the series, points", 2),
+}
+_SWITCH_CAPTION = "Every policy beside the series"
+
+
+def _switch_answer(others: pl.DataFrame) -> str:
+    means = (
+        others.filter(pl.col("replication") != POLICY)
+        .group_by("replication")
+        .agg(pl.mean("beside"))
+    )
+    ranked = means.sort("beside", "replication").rows()
+    same = [name for name, beside in sorted(ranked) if abs(beside) < 0.05]
+    (worst, least), (best, most) = ranked[0], ranked[-1]
+    text = f"Of other policies {best} gains most beside the series ({most:+.1f} points on average)"
+    text += f" and {worst} least ({least:+.1f})"
+    text = text.replace("-", "\N{MINUS SIGN}")
+    return f"{text}; {listed(same)} gain the same." if same else f"{text}."
+
+
+def _draw_switches(others: pl.DataFrame, width: Width) -> Any:
+    cells = others.with_columns(column=pl.format("{}, {}", *_CELL), gain="a", row="replication")
+    order = cells["column"].unique(maintain_order=True).to_list()
+    names = sorted(cells["row"].unique(), key=lambda name: (name != POLICY, name))
+    return _heat(cells, names, order, width, labels=92, slant=-55 if width is Width.WIDE else -90)
 
 
 _COLUMNS = {
@@ -152,27 +233,31 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     names = [name for name in _shown(table) if name not in _CELL]
     parts = [name for name in names if table[name].is_not_null().any()]
     rows = table.with_columns(pl.format("{}, {}", *_CELL).alias("row"))
-    cells = rows.unpivot(parts, index="row", variable_name="part", value_name="gain").drop_nulls()
-    cells = cells.with_columns(
-        pl.format("{}: {} {} %", "row", "part", pl.col("gain").round(2)).alias("tip")
+    cells = rows.unpivot(parts, index="row", variable_name="column", value_name="gain")
+    slant = -55 if width is Width.NARROW else 0
+    return _heat(cells.drop_nulls(), rows["row"].to_list(), parts, width, labels=124, slant=slant)
+
+
+def _heat(
+    cells: pl.DataFrame, rows: list[str], columns: list[str], width: Width, labels: int, slant: int
+) -> Any:
+    """Draw gains as a map of `row` by `column`, with numbers where they fit."""
+    tip = pl.format("{}: {} {} %", "row", "column", pl.col("gain").round(2)).alias("tip")
+    plot = width - labels - MARGIN
+    room = plot // len(columns)
+    top = alt.Axis(orient="top", labelAngle=slant)
+    base = alt.Chart(cells.with_columns(tip)).encode(
+        x=alt.X("column:N", sort=columns, title=None, axis=top),
+        y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(minExtent=labels)),
     )
-    labels = 124
-    small = width is Width.NARROW
-    top = alt.Axis(orient="top", labelAngle=-55 if small else 0)
-    x = alt.X("part:N", sort=parts, title=None, axis=top)
-    base = alt.Chart(cells).encode(
-        x=x,
-        y=alt.Y("row:N", sort=rows["row"].to_list(), title=None, axis=alt.Axis(minExtent=labels)),
-    )
-    boxes = base.mark_rect(stroke=light("paper"), strokeWidth=2).encode(
+    boxes = base.mark_rect(stroke=light("paper"), strokeWidth=2 if room > 20 else 0.5).encode(
         color=alt.Color("gain:Q", scale=gain_scale(), legend=None), description="tip:N"
     )
     strong = (alt.datum.gain > STEPS[-1]) | (alt.datum.gain < STEPS[0])
-    numbers = base.mark_text(fontSize=9 if small else 12, aria=False).encode(
-        text=alt.Text("gain:Q", format=".0f" if small else ".1f"),
+    numbers = base.mark_text(fontSize=12 if room > 45 else 10, aria=False).encode(
+        text=alt.Text("gain:Q", format=".1f" if room > 32 else ".0f"),
         color=alt.condition(strong, alt.value(light("paper")), alt.value(light("ink"))),
     )
-    chart = alt.layer(boxes, numbers).properties(
-        width=width - labels - MARGIN, height=22 * rows.height
-    )
+    layers = (boxes, numbers) if room > 20 else (boxes,)
+    chart = alt.layer(*layers).properties(width=plot, height=22 * len(rows))
     return alt.vconcat(key(gain_key(), width, labels), chart)

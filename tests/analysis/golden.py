@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "stalls": lambda e: stalls.stalls(e.cases, e.counts),
     "functions": lambda e: functions.functions(e.cases, e.functions),
     "ablation": lambda e: ablation.ablation(e.cases),
+    "switches": lambda e: ablation.switches(e.cases),
     "alignment": lambda e: ablation.alignment(e.cases),
     "surface": lambda e: break_even.surface(e.cases),
     "break_even": lambda e: break_even.break_even(break_even.surface(e.cases)),

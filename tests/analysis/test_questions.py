@@ -152,6 +152,13 @@ def test_parts_and_interaction_add_up(evidence: Evidence) -> None:
     assert cold["text"] == pytest.approx(20 * cold["rodata"])  # 200 lines against 10
 
 
+def test_policies_are_beside_the_series(evidence: Evidence) -> None:
+    """Lazy costs and gains here what the series does."""
+    table = ablation.switches(evidence.cases)
+    assert set(table["replication"]) == {"series", "lazy"}
+    assert set(table["beside"]) == {0.0}
+
+
 def test_break_even_is_where_a_run_gains_nothing(tmp_path: Path, evidence: Evidence) -> None:
     lines = break_even.break_even(break_even.surface(evidence.cases))
     rho = lines.filter(workload="kill", cache_state="cold")["rho"][0]

@@ -136,6 +136,7 @@ def run_of(window: str, **changes: object) -> RunSpec:
         "cache_state": "hot",
         "home_llc": "cold",
         "load": {"cpus_per_node": 0},
+        "by_function": False,
         "cpu_node": 1,
         "seed": 1,
     }

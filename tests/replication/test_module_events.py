@@ -117,6 +117,7 @@ def test_r30_a_module_loaded_in_a_window_is_charged_through_the_caches(tmp_path:
         "cache_state": "cold",
         "home_llc": "cold",
         "load": {"cpus_per_node": 0},
+        "by_function": False,
         "cpu_node": 1,
         "seed": 1,
     }

@@ -78,6 +78,7 @@ def outcome(name: str, window: str, cpu_node: int = 1, **changes: Any) -> Outcom
         "cache_state": "cold",
         "home_llc": "cold",
         "load": {"cpus_per_node": 0},
+        "by_function": False,
         "cpu_node": cpu_node,
         "seed": 1,
     }

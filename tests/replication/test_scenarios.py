@@ -89,6 +89,7 @@ def test_r38_a_disturbed_window_differs_by_the_work_of_replication_only(name: st
         "cache_state": "cold",
         "home_llc": "cold",
         "load": {"cpus_per_node": 0},
+        "by_function": False,
         "cpu_node": 1,
         "seed": 1,
     }

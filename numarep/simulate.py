@@ -48,7 +48,7 @@ from numarep.replication.boot import (
 )
 from numarep.replication.boot_trace import boot_trace, first_fetch
 from numarep.replication.events import Replay, page_table_frames, warn_of_missing
-from numarep.replication.kernel import Kernel, Mm
+from numarep.replication.kernel import Kernel, Mm, nearest_nodes
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
 from numarep.replication.view import on_node
@@ -142,6 +142,7 @@ def state_key(spec: RunSpec) -> str:
     mapping = as_mapping(spec)
     del mapping["load"]
     machine = mapping["machine"]
+    machine["slit"] = _home(spec.machine)  # all that counting knows of distances
     for part, fields in _PRICED.items():
         if fields is None:
             machine[part] = machine[part] and {"nodes": spec.machine.nodes}
@@ -173,17 +174,26 @@ def simulate(spec: RunSpec) -> Outcome:
     )
     as_captured = dataclasses.replace(
         spec,
-        cpu_node=captured,
+        cpu_node=labels.index(spec.cpu_node),
         replication=replication,
         machine=_renumbered(spec.machine, labels),
     )
-    found = _simulate(as_captured, spec.workload)
+    found = _simulate(as_captured, spec.workload, captured)
     return _relabelled(found, labels)
 
 
 def captured_cpu_node(spec: RunSpec) -> int:
-    """Return the node whose capture a run takes: 0 on the kernel's own node, 1 on any other."""
-    return _labels(spec).index(spec.cpu_node)
+    """Return the node whose capture a run takes: 0 on the kernel's own node, 1 on any other.
+
+    A CPU of a memoryless node runs the capture of the node whose memory it uses (R2).
+    """
+    return _labels(spec).index(_home(spec.machine)[spec.cpu_node])
+
+
+def _home(machine: MachineSpec) -> tuple[int, ...]:
+    """Return the node whose memory each node uses."""
+    memory = [(0, int(node not in machine.memoryless)) for node in range(machine.nodes)]
+    return nearest_nodes(memory, machine.distance)
 
 
 def _labels(spec: RunSpec) -> list[int]:
@@ -193,7 +203,10 @@ def _labels(spec: RunSpec) -> list[int]:
     run is a captured one with other node numbers.
     """
     labels = list(range(spec.machine.nodes))
-    for place, node in enumerate(dict.fromkeys((spec.replication.master_node, spec.cpu_node))):
+    home = _home(spec.machine)
+    others = sorted(labels, key=lambda node: node in spec.machine.memoryless)  # without memory last
+    first = (spec.replication.master_node, home[spec.cpu_node], *others)
+    for place, node in enumerate(list(dict.fromkeys(first))[:2]):
         at = labels.index(node)
         labels[place], labels[at] = labels[at], labels[place]
     return labels
@@ -202,7 +215,11 @@ def _labels(spec: RunSpec) -> list[int]:
 def _renumbered(machine: MachineSpec, labels: list[int]) -> MachineSpec:
     """Return a machine whose node i is node `labels[i]` of this one, as far as counting goes."""
     sockets = tuple(machine.socket_of_node[node] for node in labels)
-    return dataclasses.replace(machine, sockets=sockets)
+    memoryless = tuple(labels.index(node) for node in machine.memoryless)
+    home = [labels.index(_home(machine)[node]) for node in labels]
+    nodes = range(machine.nodes)
+    slit = tuple(tuple(10 if home[i] == j else 20 for j in nodes) for i in nodes)
+    return dataclasses.replace(machine, sockets=sockets, memoryless=memoryless, slit=slit)
 
 
 def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
@@ -222,14 +239,15 @@ def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
     )
 
 
-def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> Outcome:
-    """Count a run in the capture's own node numbers."""
-    window = _load(spec, workload)
+def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec, captured: int) -> Outcome:
+    """Count a run in the capture's own node numbers; `captured` is the node of its CPU there."""
+    window = _load(spec, workload, captured)
     root = kernel_root_of(window.tables, window.image)
     frames = Frames(window.ranges, _used_frames(spec, window, root), colours_of(spec.machine))
     master = frames.node_of(first_frame(window.tables, root, window.image.text))
     if spec.replication.boot_node is not None:
-        window = _booted_on(spec.replication.boot_node, window, root, frames)
+        boot_node = _home(spec.machine)[spec.replication.boot_node]
+        window = _booted_on(boot_node, window, root, frames)
     if isinstance(workload, BootSpec):
         window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
     replicated = _replicate(spec, window, frames) if spec.replication.built_in else None
@@ -300,6 +318,7 @@ def _replicate(spec: RunSpec, window: _Window, frames: Frames) -> _Replicated:
         frames,
         bases=_bases(window.meta),
         pti=spec.kernel.pti,
+        distance=spec.machine.distance,
         cpu_nodes=_boot_cpu_first(spec, frames.nodes),
     )
     if isinstance(spec.workload, BootSpec):
@@ -351,13 +370,14 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     return _Captured(trace, meta, image, symbols, names, tables)
 
 
-def _load(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> _Window:
+def _load(spec: RunSpec, workload: WorkloadSpec | BootSpec, cpu_node: int) -> _Window:
     """Lay the captured window out as the run's kernel and machine have it."""
     kernel = spec.kernel
-    captured = _captured(kernel.dataset, kernel.pti, spec.cpu_node, spec.seed, workload.trace)
+    captured = _captured(kernel.dataset, kernel.pti, cpu_node, spec.seed, workload.trace)
     meta, image = captured.meta, captured.image
     try:
-        ranges = memory_ranges(_memory(meta, spec.machine.nodes), spec.machine.nodes)
+        nodes, memoryless = spec.machine.nodes, spec.machine.memoryless
+        ranges = memory_ranges(_memory(meta, nodes), nodes, memoryless)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
     windows = _windows_until(workload.trace, meta)

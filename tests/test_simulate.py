@@ -142,6 +142,63 @@ def test_a_cpu_may_be_on_a_node_the_capture_did_not_have(baseline: RunSpec) -> N
     assert min(ours.replica_bytes_per_node[1:]) > 0
 
 
+def three_nodes(run: RunSpec, near: int) -> RunSpec:
+    """Node 2 has no memory; `near` is the node it is nearest to."""
+    far = 1 - near
+    rows = [[100.0, 150.0, 200.0], [150.0, 100.0, 200.0], [0.0, 0.0, 90.0]]
+    rows[2][near], rows[2][far] = 110.0, 180.0
+    run = with_latencies(cold(run), rows)
+    return on_node(
+        dataclasses.replace(run, machine=dataclasses.replace(run.machine, memoryless=(2,))), 2
+    )
+
+
+@pytest.mark.parametrize("near", [0, 1])
+def test_r2_a_cpu_without_memory_uses_the_nearest_nodes(baseline: RunSpec, near: int) -> None:
+    run = three_nodes(baseline, near)
+    before, after = simulate(run), simulate(series(run))
+    assert before.counts.served[..., Service.DRAM, 2, :].sum() == 0
+    assert after.counts.served[..., Service.DRAM, 2, :].sum() == 0
+    assert after.replica_bytes_per_node[0] == after.replica_bytes_per_node[2] == 0
+    assert after.replica_bytes_per_node[1] > 0
+    text = after.counts.served[Access.FETCH, 0, Region.TEXT, Service.DRAM].sum(-1)
+    assert text.tolist() == [text[near] if near == node else 0 for node in range(3)]
+    own = on_node(run, near)  # the same capture on a CPU of the node whose memory it is
+    np.testing.assert_array_equal(
+        simulate(own).counts.served[:, :, :, Service.DRAM],
+        before.counts.served[:, :, :, Service.DRAM],
+    )
+
+
+def test_r2_firmwares_distances_go_before_latencies(baseline: RunSpec) -> None:
+    run = three_nodes(baseline, 0)
+    slit = ((10, 20, 30), (20, 10, 30), (30, 20, 10))
+    by_slit = dataclasses.replace(run, machine=dataclasses.replace(run.machine, slit=slit))
+    assert state_key(by_slit) == state_key(three_nodes(baseline, 1)) != state_key(run)
+    text = simulate(series(by_slit)).counts.served[Access.FETCH, 0, Region.TEXT, Service.DRAM]
+    assert text[1].sum() > 0 == text[0].sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"memoryless": (0, 1)}, "memoryless: expected some of the nodes 0 to 1, not all"),
+        ({"memoryless": (5,)}, "memoryless: expected some"),
+        ({"slit": ((10, 20),)}, "slit: expected a square matrix of 2 x 2"),
+    ],
+)
+def test_r2_machines_that_cannot_be_are_refused(
+    baseline: RunSpec, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SpecError, match=reason):
+        dataclasses.replace(baseline.machine, **changes)
+
+
+def test_r2_a_kernel_on_a_node_without_memory_is_refused(baseline: RunSpec) -> None:
+    with pytest.raises(SpecError, match=r"replication.master_node: expected a node"):
+        series(three_nodes(baseline, 1), master_node=2)
+
+
 @pytest.mark.parametrize("node", [-1, 2])
 def test_a_master_node_the_machine_lacks_is_refused(baseline: RunSpec, node: int) -> None:
     with pytest.raises(SpecError, match=r"replication.master_node: expected 0 to 1"):

@@ -1,28 +1,35 @@
 """Where a machine's memory lies: the physical range of each NUMA node.
 
-Leaves out what the first version has no use for: sub-NUMA clusters and memoryless nodes.
-
 >>> memory_ranges(((0, 8), (8, 16)), nodes=3)
 ((0, 8), (8, 16), (16, 24))
+>>> memory_ranges(((0, 8), (8, 16)), nodes=4, memoryless=(2,))
+((0, 8), (8, 16), (16, 16), (16, 24))
 """
+
+from collections.abc import Collection
 
 Ranges = tuple[tuple[int, int], ...]
 
 
-def memory_ranges(captured: Ranges, nodes: int) -> Ranges:
+def memory_ranges(captured: Ranges, nodes: int, memoryless: Collection[int] = ()) -> Ranges:
     """Return [start_pfn, end_pfn) of each of a machine's nodes.
 
     The captured nodes keep the ranges their traces' addresses mean; nodes beyond those follow,
-    each as large as the last captured one.
+    each as large as the last captured one, or empty if it has no memory.
 
     Raises
     ------
     ValueError
-        If the machine has fewer nodes than the capture.
+        If the machine has fewer nodes than the capture, or fewer with memory.
     """
+    if any(node < len(captured) for node in memoryless):
+        raise ValueError(f"expected memory on at least the capture's {len(captured)} nodes")
     if nodes < len(captured):
         raise ValueError(f"expected a machine with at least the capture's {len(captured)} nodes")
     start, end = captured[-1]
     size = end - start
-    extra = ((end + i * size, end + (i + 1) * size) for i in range(nodes - len(captured)))
-    return (*captured, *extra)
+    ranges = list(captured)
+    for node in range(len(captured), nodes):
+        start = ranges[-1][1]
+        ranges.append((start, start if node in memoryless else start + size))
+    return tuple(ranges)

@@ -236,10 +236,14 @@ class MachineSpec(Spec):
     `sockets` names the socket of each node; unless given, each node is a socket of its own. So
     cluster-on-die is two nodes a socket and an LLC a node, and sub-NUMA clustering two nodes a
     socket and an LLC a socket, where each address has one slice in all of the socket's.
+    `memoryless` lists nodes of CPUs without memory, which use the memory of the nearest node: by
+    `slit[c][m]`, the firmware's distances, or unless given by the latencies `dram_ns`.
     """
 
     name: str
     sockets: tuple[int, ...] | None = None
+    memoryless: tuple[int, ...] = ()
+    slit: tuple[tuple[int, ...], ...] | None = None
     l1i: CacheSpec
     l1d: CacheSpec
     l2: CacheSpec
@@ -263,6 +267,15 @@ class MachineSpec(Spec):
             f"sockets: expected numbers from 0 on, none left out, got {list(sockets)}",
         )
         require(
+            set(self.memoryless) < set(range(self.nodes)),
+            f"memoryless: expected some of the nodes 0 to {self.nodes - 1}, not all, got "
+            f"{list(self.memoryless)}",
+        )
+        require(
+            self.slit is None or [len(row) for row in self.slit] == [self.nodes] * self.nodes,
+            f"slit: expected a square matrix of {self.nodes} x {self.nodes} nodes",
+        )
+        require(
             self.llc.policy == "victim" or self.llc.size_bytes >= self.l2.size_bytes,
             "llc.size_bytes: an inclusive LLC can't be smaller than L2",
         )
@@ -280,6 +293,11 @@ class MachineSpec(Spec):
     def nodes(self) -> int:
         """Number of NUMA nodes."""
         return len(self.latency.dram_ns)
+
+    @property
+    def distance(self) -> tuple[tuple[float, ...], ...]:
+        """How far memory is from CPUs, by node."""
+        return self.latency.dram_ns if self.slit is None else self.slit
 
     @property
     def socket_of_node(self) -> tuple[int, ...]:

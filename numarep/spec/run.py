@@ -228,6 +228,11 @@ class RunSpec(Spec):
             f"{self.machine.name}, got {self.replication.master_node}",
         )
         require(
+            self.replication.master_node not in self.machine.memoryless,
+            f"replication.master_node: expected a node with memory on {self.machine.name}, got "
+            f"{self.replication.master_node}",
+        )
+        require(
             self.replication.boot_node in (None, *range(self.machine.nodes)),
             f"replication.boot_node: expected null or 0 to {self.machine.nodes - 1} on "
             f"{self.machine.name}, got {self.replication.boot_node}",

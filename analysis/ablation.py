@@ -97,7 +97,7 @@ def switches(cases: pl.LazyFrame) -> pl.DataFrame:
     """
     chosen = reference(cases)
     plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    found = remote_pairs(cases).filter(*plain, pl.col("machine").is_in(chosen["machine"].unique()))
+    found = remote_pairs(cases).filter(*plain, pl.col("machine").is_in(chosen["machine"].to_list()))
     studies = [study_over(part, ()) for part in found.partition_by("replication")]
     cells = pl.concat([found.clear(), *studies]).group_by("replication", *_CELL).agg(pl.mean("a"))
     series = cells.filter(replication=POLICY).select(*_CELL, series="a")

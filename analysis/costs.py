@@ -18,7 +18,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import pairs
+from analysis.pairs import remote_pairs
 from analysis.published import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, Glyph, Width, key, light
@@ -64,7 +64,7 @@ def costs(cases: pl.LazyFrame) -> pl.DataFrame:
         rate's cost, and `rates`, how many there are (null where there was no need of rates).
         Empty without two rates of one operation.
     """
-    found = pairs(cases).filter("remote", pl.col("layout") != "permuted").collect()
+    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
     found = found.with_columns(nodes=pl.col("table_pages_per_node").list.len().cast(pl.Int64))
     means = pl.concat([_by_rate(found), _by_waiving(found)])
     order = pl.Enum([*OPERATIONS, *sorted(set(means["operation"]) - set(OPERATIONS))])

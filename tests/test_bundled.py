@@ -15,6 +15,7 @@ from numarep.simulate import simulate
 from numarep.spec import MachineSpec, RunSpec, WorkloadSpec, parse
 from numarep.units import PAGES_PER_PMD, PMD
 from numarep.workload.dataset import BUNDLED, Dataset, capture_name, open_dataset
+from tests.alone import ALONE
 from tests.test_simulate import conf, same_counts, series
 
 NAME = "debian-6.1"
@@ -135,8 +136,7 @@ def run_of(window: str, **changes: object) -> RunSpec:
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
-        "by_function": False,
+        **ALONE,
         "cpu_node": 1,
         "seed": 1,
     }

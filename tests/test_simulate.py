@@ -12,8 +12,9 @@ from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.price import function_stalls, price, stalls
 from numarep.simulate import Outcome, simulate, state_key
-from numarep.spec import RunSpec, SpecError, parse
+from numarep.spec import OthersSpec, RunSpec, SpecError, parse
 from numarep.workload.trace import Trace, TraceError
+from tests.alone import ALONE
 from tests.datasets import write_small_dataset
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -43,10 +44,9 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
         "replication": conf("replication/none.yaml"),
         "cache_state": "hot",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
+        **ALONE,
         "cpu_node": 1,
         "seed": 1,
-        "by_function": False,
     }
     return parse(RunSpec, run)
 
@@ -130,6 +130,54 @@ def test_another_master_node_is_the_same_run_with_other_node_numbers(
         assert ours.master_node == master
         np.testing.assert_array_equal(ours.counts.served, theirs.counts.served[:, :, :, :, flip])
         assert ours.replica_bytes_per_node == theirs.replica_bytes_per_node[flip]
+
+
+def beside(run: RunSpec, *nodes: int) -> RunSpec:
+    return dataclasses.replace(run, others=OthersSpec(nodes=nodes, quantum=5))
+
+
+def test_a_cpu_beside_hands_over_text_and_takes_lines_away(baseline: RunSpec) -> None:
+    alone, both = simulate(baseline).counts, simulate(beside(baseline, 0)).counts
+    assert both.events[Event.REFERENCES] == alone.events[Event.REFERENCES]
+    remote = Service.REMOTE_LLC
+    assert alone.served[Access.FETCH, 0, Region.TEXT, remote].sum() == 0
+    assert (
+        simulate(beside(cold(baseline), 0))
+        .counts.served[Access.FETCH, 0, Region.TEXT, remote, 0]
+        .sum()
+    )
+    assert both.events[Event.UPGRADES] > alone.events[Event.UPGRADES] == 0  # stores to shared data
+
+
+def test_a_cpu_beside_runs_its_own_replicas(baseline: RunSpec) -> None:
+    run = beside(cold(baseline), 0)
+    served = simulate(series(run)).counts.served
+    for region in (Region.TEXT, Region.RODATA):
+        assert served[Access.FETCH, 0, region, Service.REMOTE_LLC].sum() == 0
+    unshared = simulate(series(cold(baseline))).counts.served
+    np.testing.assert_array_equal(
+        served[Access.FETCH, 0, Region.TEXT], unshared[Access.FETCH, 0, Region.TEXT]
+    )
+
+
+def test_cpus_at_once_are_the_same_run_with_other_node_numbers(baseline: RunSpec) -> None:
+    one = simulate(series(beside(on_node(cold(baseline), 1), 0)))
+    run = series(beside(on_node(cold(baseline), 0), 1))
+    other = simulate(
+        dataclasses.replace(run, replication=dataclasses.replace(run.replication, master_node=1))
+    )
+    np.testing.assert_array_equal(one.counts.served, other.counts.served[:, :, :, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [((1,), "beside the CPU's"), ((2,), "others.nodes: expected 0 to 1"), ((0, 0), "every node")],
+)
+def test_cpus_that_can_not_be_beside_are_refused(
+    baseline: RunSpec, nodes: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        beside(baseline, *nodes)
 
 
 def test_a_cpu_may_be_on_a_node_the_capture_did_not_have(baseline: RunSpec) -> None:

@@ -201,6 +201,22 @@ class LoadSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OthersSpec(Spec):
+    """CPUs that run the same workload at the same time, each its own capture of it."""
+
+    nodes: tuple[int, ...]  # of theirs, none twice and none the measured CPU's
+    quantum: int  # instructions that each runs before the next one's turn
+
+    def __post_init__(self) -> None:
+        """Refuse a node that is there twice, and turns without instructions."""
+        require(
+            len(set(self.nodes)) == len(self.nodes),
+            f"nodes: expected every node once, got {list(self.nodes)}",
+        )
+        require_positive(self, "quantum")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
     """One point of a study, complete: the same spec always gives the same result."""
 
@@ -213,6 +229,7 @@ class RunSpec(Spec):
     cpu_node: int
     seed: int
     by_function: bool  # count by kernel function, too
+    others: OthersSpec
     load: LoadSpec
 
     def __post_init__(self) -> None:
@@ -221,6 +238,19 @@ class RunSpec(Spec):
             0 <= self.cpu_node < self.machine.nodes,
             f"cpu_node: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, "
             f"got {self.cpu_node}",
+        )
+        require(
+            all(0 <= node < self.machine.nodes for node in self.others.nodes),
+            f"others.nodes: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, got "
+            f"{list(self.others.nodes)}",
+        )
+        require(
+            self.cpu_node not in self.others.nodes,
+            f"others.nodes: expected nodes beside the CPU's, cpu_node={self.cpu_node}",
+        )
+        require(
+            not self.others.nodes or self.workload.kind == "captured",
+            f"others.nodes: expected none, because {self.workload.name} is not captured",
         )
         require(
             0 <= self.replication.master_node < self.machine.nodes,

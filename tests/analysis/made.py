@@ -104,7 +104,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "study": "made",
         "kernel": "debian",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
         "state_id": identity,
         "pair_id": json.dumps(pair, sort_keys=True),
         "spec": json.dumps(_spec(point)),

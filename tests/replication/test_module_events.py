@@ -18,6 +18,7 @@ from numarep.replication.view import on_node
 from numarep.simulate import simulate
 from numarep.spec import RunSpec, parse
 from numarep.workload.trace import Flag, Trace, check
+from tests.alone import ALONE
 from tests.datasets import write_small_dataset
 from tests.kernels import BASES, SERIES, SmallKernel
 from tests.test_simulate import conf
@@ -116,8 +117,7 @@ def test_r30_a_module_loaded_in_a_window_is_charged_through_the_caches(tmp_path:
         "replication": conf("replication/series.yaml"),
         "cache_state": "cold",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
-        "by_function": False,
+        **ALONE,
         "cpu_node": 1,
         "seed": 1,
     }

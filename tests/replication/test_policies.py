@@ -25,6 +25,7 @@ from numarep.sweep.grid import expand
 from numarep.units import PAGE_SHIFT
 from numarep.workload.dataset import capture_name, open_dataset
 from numarep.workload.trace import Flag
+from tests.alone import ALONE
 from tests.kernels import SERIES, TEXT_VA, SmallKernel, policy
 from tests.test_simulate import conf, same_counts
 
@@ -77,8 +78,7 @@ def outcome(name: str, window: str, cpu_node: int = 1, **changes: Any) -> Outcom
         "replication": conf(f"replication/{name}.yaml") | changes,
         "cache_state": "cold",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
-        "by_function": False,
+        **ALONE,
         "cpu_node": cpu_node,
         "seed": 1,
     }

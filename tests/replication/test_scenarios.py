@@ -12,6 +12,7 @@ from numarep.replication.scenarios import OPERATIONS, disturb
 from numarep.replication.work import Sync
 from numarep.simulate import simulate
 from numarep.spec import RunSpec, parse
+from tests.alone import ALONE
 from tests.kernels import SERIES, SmallKernel, policy
 from tests.test_simulate import conf, same_counts
 
@@ -88,8 +89,7 @@ def test_r38_a_disturbed_window_differs_by_the_work_of_replication_only(name: st
         "replication": conf("replication/series.yaml"),
         "cache_state": "cold",
         "home_llc": "cold",
-        "load": {"cpus_per_node": 0},
-        "by_function": False,
+        **ALONE,
         "cpu_node": 1,
         "seed": 1,
     }

@@ -1,0 +1,92 @@
+"""The kernel of a run with its replicas, and the window with what they cost."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from numarep.linux.boot_node import move_tables, moved
+from numarep.linux.frames import Frames
+from numarep.linux.memory import map_node
+from numarep.replication.adopt import adopt_module
+from numarep.replication.boot import booted, first_frame, kernel_root_of, new_kernel
+from numarep.replication.boot_trace import boot_trace
+from numarep.replication.events import Replay, warn_of_missing
+from numarep.replication.kernel import Kernel, Mm
+from numarep.simulate.window import Window, bases_of, module_pages
+from numarep.spec import BootSpec, RunSpec
+from numarep.units import PAGE_SHIFT
+from numarep.workload.trace import Trace
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """The kernel with its replicas, the window with their cost, and the window's processes."""
+
+    kernel: Kernel
+    trace: Trace
+    processes: dict[int, Mm]
+
+
+def booted_on(node: int, window: Window, frames: Frames) -> Window:
+    """Return the window with the kernel's shared tables on the boot CPU's node."""
+    root = kernel_root_of(window.tables, window.image)
+    first, whole = first_frame(window.tables, root, window.image.text), window.image.whole
+    start = first - ((window.image.text.start - whole.start) >> PAGE_SHIFT)
+    image = range(start, start + whole.pages)
+    new = move_tables(window.tables, root, frames, node, image=image)
+    direct_map = bases_of(window.meta)["direct_map"]
+    return dataclasses.replace(
+        window, trace=moved(window.trace, window.tables, root, new, direct_map)
+    )
+
+
+def used_frames(spec: RunSpec, window: Window) -> set[int]:
+    """List frames that are not free, mapping the memory of nodes the capture did not have."""
+    pages, bases = window.trace.pages, bases_of(window.meta)
+    root = kernel_root_of(window.tables, window.image)
+    used = {*np.unique(pages.pfn).tolist(), *np.unique(pages.table).tolist()}
+    for memory in window.ranges:
+        used |= {*map_node(window.tables, root, memory, bases, global_pages=not spec.kernel.pti)}
+    return used | set(window.tables.pages)
+
+
+def replicate(spec: RunSpec, node: int, window: Window, frames: Frames) -> Replicated:
+    """Boot the policy's kernel on the captured tables and replay the window's events on it."""
+    kernel = new_kernel(
+        spec.replication,
+        window.image,
+        window.tables,
+        frames,
+        bases=bases_of(window.meta),
+        pti=spec.kernel.pti,
+        distance=spec.machine.distance,
+        cpu_nodes=_boot_cpu_first(spec, frames.nodes),
+    )
+    if isinstance(spec.workload, BootSpec):
+        return Replicated(kernel, boot_trace(kernel), {})
+    booted(kernel)
+    cpu = next(cpu for cpu in kernel.cpus if cpu.node == node)
+    modules = [adopt_module(kernel, cpu, vpns) for vpns in module_pages(window.meta)]
+    warn_of_missing(window.names, window.meta.levels)
+    replay = Replay(
+        kernel,
+        window.trace,
+        cpu,
+        window.user_tables,
+        window.disturbance,
+        modules=[areas for areas in modules if areas],
+        at_end=window.at_end,
+    )
+    trace = replay.trace()
+    if spec.replication.costs == "waived":
+        trace = window.trace
+    return Replicated(kernel, trace, replay.processes)
+
+
+def _boot_cpu_first(spec: RunSpec, nodes: int) -> list[int]:
+    """List the node of every CPU, one a node; the captured boot CPU was the only one."""
+    boot = spec.replication.boot_node
+    if boot is None or isinstance(spec.workload, BootSpec):  # which is measured on the boot CPU
+        boot = spec.cpu_node
+    return [boot, *(node for node in range(nodes) if node != boot)]

@@ -1,0 +1,149 @@
+"""The window of a run: a captured trace and its kernel, laid out as the run's kernel and machine.
+
+Reading a capture is kept apart from laying it out, because neighbouring runs of a sweep share it.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from numarep.linux.functions import Owners, owners_of
+from numarep.linux.image import Image, image_from_symbols
+from numarep.linux.layout import aligned
+from numarep.linux.relink import relink
+from numarep.linux.tables import PageTables, tables_from_snapshot
+from numarep.machine.topology import memory_ranges
+from numarep.memory.kinds import Kind
+from numarep.replication.boot import align_tables, kernel_root_of
+from numarep.replication.mitosis import user_tables_of
+from numarep.replication.module_clues import LOAD
+from numarep.spec import BootSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec
+from numarep.units import PAGE_SHIFT
+from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
+from numarep.workload.trace import Trace, select
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A window and its kernel, as the dataset holds them."""
+
+    trace: Trace
+    meta: CaptureMeta
+    image: Image
+    symbols: pa.Table
+    names: frozenset[str]  # of the symbols
+    snapshot: pa.Table
+
+    @functools.cached_property
+    def owners(self) -> Owners:
+        """The functions that the lines of the text belong to."""
+        return owners_of(self.image.text, self.symbols)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window and its kernel, as one run has them; `tables` is the run's own to change."""
+
+    trace: Trace
+    owners: Owners | None  # of its text's lines, if counts by function are wanted
+    iterations: int  # wanted
+    meta: CaptureMeta
+    image: Image
+    tables: PageTables
+    ranges: tuple[tuple[int, int], ...]
+    names: frozenset[str]  # of the kernel's symbols
+    user_tables: frozenset[int]  # user page tables, at the window's begin or end
+    at_end: PageTables | None  # as the window leaves them, where that is needed
+    disturbance: DisturbanceSpec | None
+
+
+def module_pages(meta: CaptureMeta) -> list[range]:
+    """List the pages of each captured module."""
+    starts = [(int(module.base, 16) - (1 << 64)) >> PAGE_SHIFT for module in meta.modules]
+    sizes = [module.size >> PAGE_SHIFT for module in meta.modules]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) -> _Captured:
+    """Read one window; kept, because neighbouring runs of a sweep share it."""
+    opened = open_dataset(dataset)
+    name = capture_name(pti=pti, cpu_node=cpu_node, seed=seed)
+    meta = opened.meta(name)
+    symbols = opened.symbols()
+    names = frozenset(symbols.column("name").to_pylist())
+    image = image_from_symbols(symbols)
+    trace, tables = opened.trace(name, workload), opened.tables(name)
+    return _Captured(trace, meta, image, symbols, names, tables)
+
+
+def load_window(spec: RunSpec, workload: WorkloadSpec | BootSpec, cpu_node: int) -> Window:
+    """Lay the captured window out as the run's kernel and machine have it."""
+    kernel = spec.kernel
+    captured = _captured(kernel.dataset, kernel.pti, cpu_node, spec.seed, workload.trace)
+    meta, image = captured.meta, captured.image
+    try:
+        nodes, memoryless = spec.machine.nodes, spec.machine.memoryless
+        ranges = memory_ranges(_memory(meta, nodes), nodes, memoryless)
+    except ValueError as error:
+        raise SpecError(f"machine: {error}") from None
+    windows = _windows_until(workload.trace, meta)
+    tables = tables_from_snapshot(captured.snapshot, meta.levels, windows)
+    at_end = None
+    if spec.replication.user_tables or LOAD in captured.trace.event_name:
+        at_end = tables_from_snapshot(captured.snapshot, meta.levels, windows, at_end=True)
+    user_tables = user_tables_of(tables) | (user_tables_of(at_end) if at_end else frozenset())
+    trace = _in_memory(captured.trace, ranges)
+    if kernel.layout != "captured":
+        align_tables(tables, image, kernel_root_of(tables, image))
+        trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
+    owners = captured.owners if spec.by_function else None
+    if kernel.layout == "permuted":
+        links = relink(image, captured.symbols, kernel.layout_seed)
+        trace, owners = links.apply(trace), owners and owners.relinked(links)
+    return Window(
+        trace,
+        owners,
+        workload.iterations,
+        meta,
+        image,
+        tables,
+        ranges,
+        captured.names,
+        user_tables,
+        at_end,
+        workload.disturbance,
+    )
+
+
+def _memory(meta: CaptureMeta, nodes: int) -> tuple[tuple[int, int], ...]:
+    """Return the captured nodes' memory; a machine of one node has it all."""
+    memory = tuple((part.start_pfn, part.end_pfn) for part in meta.memory)
+    return memory if nodes > 1 else ((memory[0][0], memory[-1][1]),)
+
+
+def _windows_until(window: str, meta: CaptureMeta) -> list[str]:
+    """List the windows of a capture up to one."""
+    names = list(meta.workloads)
+    return names[: names.index(window) + 1]
+
+
+def _in_memory(trace: Trace, ranges: tuple[tuple[int, int], ...]) -> Trace:
+    """Leave out accesses to device memory: uncached, and the same with and without replicas."""
+    is_memory = np.zeros(len(trace.pages.pfn), dtype=np.bool_)
+    for start, end in ranges:
+        is_memory |= (trace.pages.pfn >= start) & (trace.pages.pfn < end)
+    device = (trace.pages.leaf > 0) & ~is_memory
+    if not device.any():
+        return trace
+    pages = dataclasses.replace(trace.pages, pfn=np.where(device, 0, trace.pages.pfn))
+    keep = (trace.records.kind > Kind.STORE) | ~device[trace.records.page]
+    return select(dataclasses.replace(trace, pages=pages), keep)
+
+
+def bases_of(meta: CaptureMeta) -> dict[str, int]:
+    """Start addresses of the kernel's address ranges, sign-extended."""
+    return {name: int(text, 16) - (1 << 64) for name, text in meta.bases.items()}

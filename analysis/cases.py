@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from numarep.results import RUNS
+from numarep.results import EVENTS, RUNS
 
 # Settings that are columns whether they vary or not, unknown where no spec has them.
 ALWAYS = {
@@ -64,7 +64,7 @@ _SPEC, _DRAM = "_spec", "_dram"
 # Where a spec is cut, and the pieces.
 _MARKS = ('"machine":', '"replication":')
 _PIECES = ("_head", "_machine", "_tail")
-_DROPPED = ("spec", "study", "state_id")
+_DROPPED = {"spec", "study", "state_id", *EVENTS}
 
 
 def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
@@ -78,10 +78,10 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     Returns
     -------
     LazyFrame
-        `runs` without `spec`; `ALWAYS`; `local_ns` and `rho`, the idle DRAM latency of the CPU's
-        own node and the ratio of the kernel's node to it; `iterations` of the workload, and the
-        `operation` that disturbs it; and one column for each setting that varies. Held in memory:
-        a second question costs no second decoding.
+        `runs` without `spec` and events; `ALWAYS`; `local_ns` and `rho`, the idle DRAM latency of
+        the CPU's own node and the ratio of the kernel's node to it; `iterations` of the workload,
+        and the `operation` that disturbs it; and one column for each setting that varies. Held in
+        memory: a second question costs no second decoding.
     """
     template = _template(runs)
     settings = dict(leaves(template)) if template else {}

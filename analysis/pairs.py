@@ -11,8 +11,6 @@ B = old / new - 1.
 
 import polars as pl
 
-from numarep.results import EVENTS
-
 BASELINE = "none"
 TIMES = ("time_ns", "time_serial_ns", "time_overlapped_ns")
 _NEEDED = ("pair_id", "workload", "cache_state", "cpu_node", "master_node", "time_ns")
@@ -73,13 +71,13 @@ def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def remote_pairs(cases: pl.LazyFrame) -> pl.DataFrame:
-    """Return the pairs whose CPU is on another node than the kernel's, sorted; without events.
+    """Return the pairs whose CPU is on another node than the kernel's, sorted.
 
     Nearly every question begins here, so the pairs of the last cases are kept.
     """
     if not (_kept and _kept[0][0] is cases):
         order = ("workload", "cache_state", "replication", "seed", "run_id")
-        found = pairs(cases.drop(EVENTS, strict=False)).filter("remote").sort(order)
+        found = pairs(cases).filter("remote").sort(order)
         _kept[:] = [(cases, found.collect())]
     return _kept[0][1]
 

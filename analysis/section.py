@@ -14,13 +14,14 @@ Draw = Callable[[Width], Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report reads: the runs as `analysis.cases`, their counts, and manifests by folder.
+    """What a report reads: the runs as `analysis.cases`, their events, counts, and manifests.
 
     Beside `counts`, the other details of the results: by kernel function, and of memory.
     `agreement` is what independent simulators say (`analysis.agreement`).
     """
 
     cases: pl.LazyFrame
+    events: pl.LazyFrame
     counts: pl.LazyFrame
     manifests: Mapping[str, Mapping[str, Any]]
     functions: pl.LazyFrame

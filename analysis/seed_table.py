@@ -8,6 +8,7 @@ own; kernel layouts (`kernel.layout_seed`) are summarised in the spread, as capt
 26.1
 """
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -78,7 +79,7 @@ def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
     """Print the table, or the runs themselves where no run has its baseline."""
     paired = _paired(runs)
     table = _gains(paired)
-    variants = table.partition_by("variant", maintain_order=True)
+    variants = sorted(table.partition_by("variant"), key=lambda rows: _natural(rows["variant"][0]))
     for rows in variants[:VARIANTS_SHOWN]:
         console.print(_gain_table(rows["variant"][0], rows))
     if table.is_empty():
@@ -90,6 +91,16 @@ def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
     tally = runs.lazy().select(all=pl.len(), failed=(pl.col("status") == "failed").sum())
     total, failed = tally.collect().row(0)
     console.print(f"{total} runs, {failed} failed", highlight=False)
+
+
+def _natural(text: str) -> list[tuple[float, str]]:
+    """Return a key that sorts numbers in a text by their size.
+
+    >>> sorted(["n=16", "n=2"], key=_natural)
+    ['n=2', 'n=16']
+    """
+    words = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(word), "") if word[:1].isdigit() else (-1.0, word) for word in words]
 
 
 def _paired(runs: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from analysis.cases import cases
 from analysis.section import Evidence
 from numarep.results import (
     DETAILS,
+    EVENTS,
     KEYS,
     MANIFEST,
     RUNS,
@@ -67,7 +68,8 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     table = cases(together)
     notes += _failures(table)
     once = {name: _once(found, TABLES[name].names[: KEYS[name]]) for name, found in details.items()}
-    evidence = Evidence(table, **once, manifests=manifests, agreement=agreement.of(kept))
+    events = together.select("run_id", *EVENTS)
+    evidence = Evidence(table, events, **once, manifests=manifests, agreement=agreement.of(kept))
     return Sources(evidence, together, notes)
 
 

@@ -27,7 +27,7 @@ NULL_STUDY = "python -m numarep.sweep study=null_tests out={out}"
 _CYCLES = ("cr3_write_cycles", "invlpg_cycles", "ipi_cycles", "stlb_cycles")
 
 
-def laws(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
+def laws(cases: pl.LazyFrame, events: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
     """Check the laws of `numarep.memory.counts` and `numarep.price` on every finished run.
 
     Returns
@@ -37,7 +37,8 @@ def laws(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
         difference (relative for times); `verdict`.
     """
     served = _served(counts)
-    table = cases.filter(pl.col("status") == "ok").join(served, on="run_id", how="left")
+    finished = cases.filter(pl.col("status") == "ok")
+    table = finished.join(events, on="run_id").join(served, on="run_id", how="left")
     differences = _differences()
     checked = table.select(
         quantity.abs().alias(law) for law, quantity in differences.items()
@@ -180,7 +181,9 @@ def _items(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def section(evidence: Evidence) -> Section:
     """Answer question 10."""
-    checked = pl.concat([laws(evidence.cases, evidence.counts), nulls(evidence.cases)])
+    checked = pl.concat(
+        [laws(evidence.cases, evidence.events, evidence.counts), nulls(evidence.cases)]
+    )
     untested = checked.filter(verdict="no such run")["law"].to_list()
     origin = provenance(evidence.manifests)
     tables = [Table("laws", "Laws and null tests, over all finished runs", checked, _COLUMNS)]

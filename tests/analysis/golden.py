@@ -47,7 +47,7 @@ TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "policies": lambda e: memory.policies(e.cases, e.memory),
     "costs": lambda e: costs.costs(e.cases),
     "used_up": lambda e: costs.used_up(e.cases),
-    "laws": lambda e: trust.laws(e.cases, e.counts),
+    "laws": lambda e: trust.laws(e.cases, e.events, e.counts),
     "nulls": lambda e: trust.nulls(e.cases),
     "own": lambda e: own.own(e.cases),
     "gains_changed": lambda e: gains_changed(e.cases, e.cases),

@@ -218,9 +218,9 @@ def test_at_the_rate_that_uses_it_up_no_gain_is_left(evidence: Evidence) -> None
 
 
 def test_laws_hold_and_a_broken_one_is_seen(tmp_path: Path, evidence: Evidence) -> None:
-    assert set(trust.laws(evidence.cases, evidence.counts)["verdict"]) == {"holds"}
+    assert set(trust.laws(evidence.cases, evidence.events, evidence.counts)["verdict"]) == {"holds"}
     wrong = evidence.cases.with_columns(pl.col("references") + 1)
-    broken = trust.laws(wrong, evidence.counts).filter(verdict="BROKEN")
+    broken = trust.laws(wrong, evidence.events, evidence.counts).filter(verdict="BROKEN")
     assert "every reference is served once" in broken["law"].to_list()
     table = dataclasses.replace(evidence, cases=wrong)
     assert trust.section(table).answer.startswith("DO NOT TRUST")

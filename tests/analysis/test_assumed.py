@@ -41,6 +41,7 @@ def test_every_point_of_the_design_is_a_machine_and_a_policy() -> None:
         group: yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text())
         for group, option in (("machine", "e5_2690_v3"), ("replication", "series"))
     }
+    described |= yaml.safe_load((conf_folder() / "config.yaml").read_text())
     parameters = varied()
     points = design(parameters)
     assert len(points) == TRAJECTORIES * (len(parameters) + 1)

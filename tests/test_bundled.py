@@ -9,6 +9,7 @@ import pytest
 
 from numarep.linux.image import image_from_symbols
 from numarep.linux.tables import PRESENT, PageTables
+from numarep.memory.counts import Access
 from numarep.memory.kinds import Kind
 from numarep.price import price
 from numarep.simulate import simulate
@@ -165,6 +166,16 @@ def test_null_equal_latencies_give_no_gain(window: str, state: str) -> None:
         price(simulate(spec).counts, machine, 1) for spec in (run, series(run, costs="waived"))
     )
     assert before == after
+
+
+def test_null_but_for_roots_that_the_kernel_reads_itself() -> None:
+    """fork copies page tables from mm->pgd, so that page's lines are cached and a node's aren't."""
+    run = run_of("fork_1024", cache_state="cold")
+    before, after = (simulate(s).counts for s in (run, series(run, costs="waived")))
+    moved = (after.served - before.served).sum(axis=4)
+    of_roots = moved[Access.FETCH_WALK :, 4]
+    assert np.abs(moved).sum() == np.abs(of_roots).sum() == 2  # one read, elsewhere
+    assert (after.events == before.events).all()
 
 
 def test_cold_text_turns_local_and_the_run_faster() -> None:

@@ -25,6 +25,7 @@ OK, FAILED = "ok", "failed"
 BASE, CORE = "base", "core"  # access and served_by of a function's instructions
 # Two of the events stand first, as what a run is most often divided by.
 EVENTS = [e.name.lower() for e in Event if e not in (Event.INSTRUCTIONS, Event.REFERENCES)]
+_PLACES = ("master_node", "boot_node")  # of a replication, that its baseline shares
 _per_node = pa.list_(pa.field("element", pa.int64()))
 RUNS = pa.schema(
     [
@@ -52,7 +53,7 @@ RUNS = pa.schema(
         ("layout", pa.string()),
         *((name, pa.int64()) for name in EVENTS),
         ("state_id", pa.string()),  # equal for runs that differ in pricing only
-        ("pair_id", pa.string()),  # equal for runs that differ in replication only
+        ("pair_id", pa.string()),  # equal for runs that differ in what is replicated only
         ("spec", pa.string()),  # the whole RunSpec as canonical JSON
     ]
 )
@@ -157,7 +158,8 @@ def row(
         "state_id": state,
         "spec": canonical(mapping),
     }
-    del mapping["replication"]
+    # Where the kernel lies is the machine's business, not the policy's.
+    mapping["replication"] = {name: mapping["replication"][name] for name in _PLACES}
     known["pair_id"] = digest(canonical(mapping))
     if isinstance(outcome, str):
         return known | {"status": FAILED, "error": outcome, **{name: [] for name in DETAILS}}

@@ -78,10 +78,10 @@ def replicate(spec: RunSpec, node: int, window: Window, frames: Frames) -> Repli
         modules=[areas for areas in modules if areas],
         at_end=window.at_end,
     )
-    trace = replay.trace()
     if spec.replication.costs == "waived":
-        trace = window.trace
-    return Replicated(kernel, trace, replay.processes)
+        # Nothing is done in the window: processes it makes have the PGD that was captured.
+        return Replicated(kernel, window.trace, replay.processes)
+    return Replicated(kernel, replay.trace(), replay.processes)
 
 
 def _boot_cpu_first(spec: RunSpec, nodes: int) -> list[int]:

@@ -26,8 +26,9 @@ ROWS_SHOWN = 40
 VARIANTS_SHOWN = 8
 TITLE = "Gain of replication in %, CPU on another node than the kernel's"
 # Spread over, not told apart.
+_GROUPS = ("machine", "kernel")  # whose name says all that always goes with it
 _SPREAD = {"kernel.layout_seed"}
-_SCENARIO = {"machine": "machine.name", "kernel": "kernel.name", "replication": "replication.name"}
+_SCENARIO = {"machine": "machine", "kernel": "kernel", "replication": "replication"}
 PROTOCOL = """\
 hot: one unmeasured pass before. cold: all caches, TLBs and paging-structure caches of all \
 sockets flushed once before the measured window. Loops are tiled from 32 captured iterations.{home}
@@ -142,10 +143,19 @@ def _agreement() -> pl.Expr:
 def _variant(paired: pl.DataFrame) -> pl.Expr:
     """Name every pair by the settings that vary between pairs, outside the table's own."""
     columns = {name: name for name in settings_of(paired) if name not in _SPREAD}
+    columns = {name: label for name, label in columns.items() if not _of_group(paired, name)}
     columns |= _SCENARIO | {"layout": "kernel.layout", "home_llc": "home_llc"}
     varying = sorted((label, name) for name, label in columns.items() if _varies(paired, name))
     parts = [pl.format(f"{label}={{}}", pl.col(name).cast(pl.String)) for label, name in varying]
     return pl.concat_str(parts, separator=" ", ignore_nulls=True) if parts else pl.lit("")
+
+
+def _of_group(paired: pl.DataFrame, name: str) -> bool:
+    """Tell whether a setting is just what a machine or kernel that varies has."""
+    group = name.split(".")[0]
+    if group not in _GROUPS or not _varies(paired, group):
+        return False
+    return paired.group_by(group).agg(pl.col(name).n_unique())[name].max() == 1
 
 
 def _varies(frame: pl.DataFrame, name: str) -> bool:

@@ -148,6 +148,26 @@ def test_protocol_is_printed_once() -> None:
     assert text.count("all caches") == 1
 
 
+def test_a_machine_is_named_not_spelt_out() -> None:
+    """What always goes with a machine is not said; what varies on one machine is."""
+    runs = [
+        {**run("kill", "cold", replication, 1000.0, ghz=ghz), "machine": machine}
+        for machine, ghz in (("slow", 2.0), ("fast", 3.0), ("fast", 3.5))
+        for replication in ("none", "series")
+    ]
+    for each in runs:
+        each["pair_id"] = f"{each['machine']}-{each['pair_id']}"
+    named = seed_table.gains(frame(*runs))["variant"].to_list()
+    assert sorted(named) == [
+        *(f"machine=fast machine.core.ghz={ghz}" for ghz in (3.0, 3.5)),
+        "machine=slow machine.core.ghz=2.0",
+    ]
+    assert seed_table.gains(frame(*runs[:4]))["variant"].to_list() == [
+        "machine=fast",
+        "machine=slow",
+    ]
+
+
 def test_many_variants_are_cut() -> None:
     variants = [
         run("kill", "hot", name, 1000.0, ghz=1.0 + i)

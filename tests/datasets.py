@@ -6,16 +6,18 @@ from pathlib import Path
 
 from numarep.workload.dataset import capture_name, write_index, write_trace
 from numarep.workload.trace import Trace, write_table
-from tests.kernels import BASES, SmallKernel
+from tests.kernels import SmallKernel
 from tests.traces import kernel_trace
 
 EVENTS = ((3, "pgd_alloc"), (9, "pgd_free"), (6, "__pud_alloc"))
 
 
-def write_small_dataset(folder: Path, change: Callable[[Trace], Trace] = lambda t: t) -> Path:
+def write_small_dataset(
+    folder: Path, change: Callable[[Trace], Trace] = lambda t: t, *, levels: int = 4
+) -> Path:
     """Write captures of two windows, `fork` and `quiet`, on both nodes; return the folder."""
     for cpu_node in (0, 1):
-        kernel = SmallKernel(processes=(cpu_node,))
+        kernel = SmallKernel(processes=(cpu_node,), levels=levels)
         capture = folder / capture_name(pti=False, cpu_node=cpu_node, seed=1)
         capture.mkdir(parents=True)
         for name, events in (("fork", EVENTS), ("quiet", ())):
@@ -51,7 +53,7 @@ def _meta(kernel: SmallKernel, cpu_node: int) -> dict[str, object]:
             {"node": node, "start_pfn": start, "end_pfn": end}
             for node, (start, end) in enumerate(kernel.ranges)
         ],
-        "bases": {name: f"{va + (1 << 64):#x}" for name, va in BASES.items()},
+        "bases": {name: f"{va + (1 << 64):#x}" for name, va in kernel.bases.items()},
         "modules": [],
         "workloads": {"fork": window, "quiet": window},
     }

@@ -11,8 +11,10 @@ import yaml
 from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.price import function_stalls, price, stalls
+from numarep.replication.kernel import ReplicationError
 from numarep.simulate import Outcome, simulate, state_key
 from numarep.spec import OthersSpec, RunSpec, SpecError, parse
+from numarep.sweep.model import check
 from numarep.workload.trace import Trace, TraceError
 from tests.alone import ALONE
 from tests.datasets import write_small_dataset
@@ -38,6 +40,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
             "pti": False,
             "layout": "aligned",
             "layout_seed": 0,
+            "kasan": False,
             "max_numnodes": 1024,
         },
         "workload": {"kind": "captured", "name": "fork", "trace": "fork", "iterations": 2},
@@ -408,6 +411,27 @@ def test_points_that_differ_in_pricing_only_share_a_state(baseline: RunSpec) -> 
     wider = dataclasses.replace(machine, core=dataclasses.replace(machine.core, reorder_window=9))
     assert state_key(dataclasses.replace(baseline, machine=wider)) != state_key(baseline)
     assert state_key(series(baseline)) != state_key(baseline)
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_r1_r35_kasan_is_refused_with_replicas_on_5_levels_and_changes_nothing_else(
+    tmp_path: Path, baseline: RunSpec, levels: int
+) -> None:
+    folder = write_small_dataset(tmp_path, levels=levels)
+    plain = dataclasses.replace(baseline.kernel, dataset=str(folder))
+    without = dataclasses.replace(baseline, kernel=plain)
+    run = dataclasses.replace(without, kernel=dataclasses.replace(plain, kasan=True))
+    check([run])
+    assert same_counts(simulate(run).counts, simulate(without).counts)
+    if levels == 4:
+        check([series(run)])
+        assert same_counts(simulate(series(run)).counts, simulate(series(without)).counts)
+        return
+    check([series(without)])
+    with pytest.raises(SpecError, match=r"kernel.kasan: .*!\(KASAN && X86_5LEVEL\)"):
+        check([run, series(run)])
+    with pytest.raises(ReplicationError, match="kernel.kasan false"):
+        simulate(series(run))
 
 
 def test_what_the_dataset_lacks_is_named(baseline: RunSpec) -> None:

@@ -81,6 +81,21 @@ def first_frame(tables: PageTables, root: int, section: Section) -> int:
     return found.pfn
 
 
+def check_configuration(spec: ReplicationSpec, levels: int, *, kasan: bool) -> None:
+    """Refuse what the kernel's own configuration refuses (R1).
+
+    Raises
+    ------
+    ReplicationError
+        If there would be replicas with KASAN on 5-level page tables.
+    """
+    if kasan and levels == MAX_LEVELS and spec.active:
+        raise ReplicationError(
+            "replication depends on !(KASAN && X86_5LEVEL) (R1): expected kernel.kasan false, a "
+            "dataset with 4-level page tables, or a policy without per-node tables"
+        )
+
+
 def new_kernel(
     spec: ReplicationSpec,
     image: Image,
@@ -116,11 +131,7 @@ def new_kernel(
     TraceError
         If the tables don't map the kernel.
     """
-    if kasan and tables.levels == MAX_LEVELS and spec.active:
-        raise ReplicationError(
-            "KASAN with 5-level page tables can't be replicated (R1): expected 4 levels, no KASAN "
-            "or a policy without tables"
-        )
+    check_configuration(spec, tables.levels, kasan=kasan)
     if not frames.memory_nodes:
         raise ReplicationError("no node has memory")
     root = kernel_root_of(tables, image)

@@ -22,7 +22,7 @@ from numarep.replication.boot_trace import first_fetch
 from numarep.simulate.numbering import captured_cpu_nodes, home_of, labels_of, renumbered
 from numarep.simulate.protocol import NO_FUNCTIONS, Functions, Role, drive, role_of
 from numarep.simulate.replicas import booted_on, replicate, used_frames
-from numarep.simulate.window import Window, load_window
+from numarep.simulate.window import Window, check_configuration, load_window
 from numarep.spec import BootSpec, ChaseSpec, RunSpec, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
 
@@ -31,6 +31,7 @@ __all__ = [
     "Functions",
     "Outcome",
     "captured_cpu_nodes",
+    "check_configuration",
     "simulate",
     "state_key",
 ]

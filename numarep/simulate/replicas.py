@@ -60,6 +60,7 @@ def replicate(spec: RunSpec, node: int, window: Window, frames: Frames) -> Repli
         frames,
         bases=bases_of(window.meta),
         pti=spec.kernel.pti,
+        kasan=spec.kernel.kasan,
         distance=spec.machine.distance,
         cpu_nodes=_boot_cpu_first(spec, frames.nodes),
     )

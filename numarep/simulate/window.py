@@ -17,7 +17,9 @@ from numarep.linux.relink import relink
 from numarep.linux.tables import PageTables, tables_from_snapshot
 from numarep.machine.topology import memory_ranges
 from numarep.memory.kinds import Kind
+from numarep.replication import boot
 from numarep.replication.boot import align_tables, kernel_root_of
+from numarep.replication.kernel import ReplicationError
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
 from numarep.spec import BootSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec
@@ -58,6 +60,23 @@ class Window:
     user_tables: frozenset[int]  # user page tables, at the window's begin or end
     at_end: PageTables | None  # as the window leaves them, where that is needed
     disturbance: DisturbanceSpec | None
+
+
+def check_configuration(spec: RunSpec, cpu_node: int) -> None:
+    """Refuse what the captured kernel's configuration refuses, without running it (R1).
+
+    Raises
+    ------
+    SpecError
+        Saying what to change.
+    """
+    kernel = spec.kernel
+    capture = capture_name(pti=kernel.pti, cpu_node=cpu_node, seed=spec.seed)
+    levels = open_dataset(kernel.dataset).meta(capture).levels
+    try:
+        boot.check_configuration(spec.replication, levels, kasan=kernel.kasan)
+    except ReplicationError as error:
+        raise SpecError(f"kernel.kasan: {error}") from None
 
 
 def module_pages(meta: CaptureMeta) -> list[range]:

@@ -26,6 +26,7 @@ class KernelSpec(Spec):
     # aligned: text and rodata in whole 2 MiB leaves (R6); permuted: re-linked on top of that
     layout: Literal["captured", "aligned", "permuted"]
     layout_seed: int  # of the permutation
+    kasan: bool  # refused with replicas where the dataset has 5-level tables (R1)
     max_numnodes: int  # nodes it is built for: a PGD pointer each in every process (R15)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,14 @@ from numarep.loaded import under_load
 from numarep.memory.counts import Access, Counts, Event, Overlap, Service
 from numarep.price import Added, function_stalls, price, stalls
 from numarep.results import BASE, CORE, RunResult
-from numarep.simulate import MODEL_VERSION, Outcome, captured_cpu_nodes, simulate, state_key
+from numarep.simulate import (
+    MODEL_VERSION,
+    Outcome,
+    captured_cpu_nodes,
+    check_configuration,
+    simulate,
+    state_key,
+)
 from numarep.spec import ChaseSpec, RunSpec
 from numarep.units import cycles_to_ns
 from numarep.workload.dataset import capture_name, open_dataset
@@ -31,20 +38,24 @@ def check(specs: Iterable[RunSpec]) -> None:
     TraceError
         If one is not there, damaged or of another version.
     SpecError
-        If two CPUs of a run would take the same capture.
+        If two CPUs of a run would take the same capture, or the captured kernel can't have
+        replicas.
     """
+    on_kernel = [spec for spec in specs if not isinstance(spec.workload, ChaseSpec)]
     needed = {
         (
             spec.kernel.dataset,
             capture_name(pti=spec.kernel.pti, cpu_node=node, seed=spec.seed),
             spec.workload.trace,
         )
-        for spec in specs
-        if not isinstance(spec.workload, ChaseSpec)
+        for spec in on_kernel
         for node in captured_cpu_nodes(spec)
     }
     for dataset, capture, trace in sorted(needed):
         open_dataset(dataset).trace(capture, trace)
+    for spec in on_kernel:
+        if spec.kernel.kasan:
+            check_configuration(spec, captured_cpu_nodes(spec)[0])
 
 
 def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:

@@ -142,6 +142,7 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
             "pti": point["pti"],
             "layout": point["layout"],
             "layout_seed": point["layout_seed"],
+            "kasan": False,
             "max_numnodes": 64,
         },
         "replication": {

@@ -430,7 +430,7 @@ def test_r1_r35_kasan_is_refused_with_replicas_on_5_levels_and_changes_nothing_e
     check([series(without)])
     with pytest.raises(SpecError, match=r"kernel.kasan: .*!\(KASAN && X86_5LEVEL\)"):
         check([run, series(run)])
-    with pytest.raises(ReplicationError, match="kernel.kasan false"):
+    with pytest.raises(ReplicationError, match=r"kernel\.kasan false"):
         simulate(series(run))
 
 

@@ -41,21 +41,23 @@ def check(specs: Iterable[RunSpec]) -> None:
         If two CPUs of a run would take the same capture, or the captured kernel can't have
         replicas.
     """
-    on_kernel = [spec for spec in specs if not isinstance(spec.workload, ChaseSpec)]
-    needed = {
-        (
-            spec.kernel.dataset,
-            capture_name(pti=spec.kernel.pti, cpu_node=node, seed=spec.seed),
-            spec.workload.trace,
-        )
-        for spec in on_kernel
-        for node in captured_cpu_nodes(spec)
-    }
+    needed: set[tuple[str, str, str]] = set()
+    for spec in specs:
+        if isinstance(spec.workload, ChaseSpec):
+            continue
+        nodes = captured_cpu_nodes(spec)
+        if spec.kernel.kasan:
+            check_configuration(spec, nodes[0])
+        needed |= {
+            (
+                spec.kernel.dataset,
+                capture_name(pti=spec.kernel.pti, cpu_node=node, seed=spec.seed),
+                spec.workload.trace,
+            )
+            for node in nodes
+        }
     for dataset, capture, trace in sorted(needed):
         open_dataset(dataset).trace(capture, trace)
-    for spec in on_kernel:
-        if spec.kernel.kasan:
-            check_configuration(spec, captured_cpu_nodes(spec)[0])
 
 
 def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:

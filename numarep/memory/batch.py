@@ -50,7 +50,8 @@ class Batch(NamedTuple):
     missed, walks : records that missed the first TLB, and that walk.
     Of each walk, int64[5 * BATCH]: walk_line, walk_level : what it reads.
     Of each operation (the reads of a record's walk, then the access itself), int64[6 * BATCH]:
-    ops : see `operation`; level : of a walk's read; served_by : service << 8 | node.
+    ops : see `operation`; level : of a walk's read; served_by : service << 8 | node;
+    cells : places in the counts by function.
     """
 
     what: NDArray[np.int64]
@@ -66,11 +67,12 @@ class Batch(NamedTuple):
     ops: NDArray[np.int64]
     level: NDArray[np.int64]
     served_by: NDArray[np.int64]
+    cells: NDArray[np.int64]
 
 
 def new_batch() -> Batch:
     """Return scratch for one CPU at a time."""
-    sizes = [1, 1, 2, *[1] * 5, *[MAX_LEVELS] * 2, *[MAX_LEVELS + 1] * 3]
+    sizes = [1, 1, 2, *[1] * 5, *[MAX_LEVELS] * 2, *[MAX_LEVELS + 1] * 4]
     return Batch(*(np.zeros(size * BATCH, np.int64) for size in sizes))
 
 

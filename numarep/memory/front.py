@@ -9,7 +9,8 @@ as an L1 hit here; `tally` puts right those that weren't.
 
 >>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(6)])
 >>> none = np.array([0])
->>> page = pages_of(np.array([513]), np.array([7]), none + 1, none, none + 3, none, tlbs)
+>>> table = np.array([[2, 3, 4, 5, -1]])
+>>> page = pages_of(np.array([513]), np.array([7]), none + 1, none, none + 3, table, none, tlbs)
 >>> int(page[Of.LINE]), int(page[Of.FETCH]) >> WAYS_BITS  # row 1 of the first TLB
 (448, 8)
 """
@@ -34,22 +35,23 @@ from numarep.memory.tlb import (
     lookup_or_fill,
     new_tlb,
 )
-from numarep.memory.vector import at
+from numarep.memory.vector import at, new_words, prefetch
 from numarep.memory.view import View
-from numarep.units import LINES_PER_PAGE, PMD, PUD, TABLE_SHIFT
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PMD, PUD, TABLE_SHIFT
 
 WAYS_BITS = 8
-PAGE_BITS = 3  # of the columns of a page
+PAGE_BITS = 4  # of the columns of a page
+AHEAD = 16  # records that the host is asked ahead for their pages
 NONE = -1
 
 __all__ = ["Of", "new_tlb", "pages_of", "take", "ways_of"]
 
 
 class Of(IntEnum):
-    """Columns of what the stages need of each page, one host cache line a page.
+    """Columns of what the stages need of each page, two host cache lines a page.
 
     FETCH, DATA and STLB say where in a CPU's block the page's row of that TLB lies and how long it
-    is, `first << 8 | ways`; the STLB's is NONE for 1G pages.
+    is, `first << 8 | ways`; the STLB's is NONE for 1G pages. Walks alone read from VPN on.
     """
 
     LINE = 0  # of the frame's first byte
@@ -60,6 +62,9 @@ class Of(IntEnum):
     DATA = 5
     STLB = 6
     REGION = 7
+    VPN = 8
+    LEAF = 9
+    TABLE = 10  # pfn of the table read at level 1, the other levels' follow
 
 
 def pages_of(
@@ -68,17 +73,20 @@ def pages_of(
     leaf: NDArray[np.int64],
     is_global: NDArray[np.int64],
     root: NDArray[np.int64],
+    table: NDArray[np.int64],
     region: NDArray[np.int64],
     tlbs: Tlbs,
 ) -> NDArray[np.int64]:
-    """Return what the stages need of each page, int64[p * 8]; `root` in small numbers.
+    """Return what the stages need of each page, int64[p * 16]; `root` in small numbers.
 
     The ITLB holds 1G pages as 2M splinters: the number of a 2M page, the level of a 1G leaf.
     """
-    pages = np.full((len(vpn), len(Of)), NONE, np.int64)
+    pages = new_words(len(vpn) << PAGE_BITS).reshape(-1, 1 << PAGE_BITS)
     pages[:, Of.LINE] = pfn * LINES_PER_PAGE
     pages[:, Of.OWNERS] = root << OWNER_BITS | np.where(is_global != 0, GLOBAL, root)
     pages[:, Of.REGION] = region
+    pages[:, Of.VPN], pages[:, Of.LEAF] = vpn, leaf
+    pages[:, Of.TABLE : Of.TABLE + MAX_LEVELS] = table
     for size in (1, PMD, PUD):
         rows = np.flatnonzero(leaf == size)
         fetch_size = min(size, PMD)
@@ -143,7 +151,7 @@ def take(
     # A prefetch may evict the very line that caused it from an LLC of few ways.
     may_lose = view.prefetch != 0
     has_functions = len(stream.function) > 0
-    record = start
+    record, last = start, len(stream.page) - 1
     while record < stop:
         kind = int(stream.kind[at(record)])
         if kind > Kind.STORE:
@@ -154,6 +162,7 @@ def take(
         if what != last_what or line != last_line or may_lose:
             if size == BATCH:
                 break
+            prefetch(pages, int(stream.page[at(min(record + AHEAD, last))]) << PAGE_BITS)
             last_what, last_line = what, line
             batch.what[at(size)] = what
             batch.passed[at(size)] = instructions

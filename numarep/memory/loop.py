@@ -31,7 +31,7 @@ from numarep.jit import jit, jit_apart
 from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import NODE_BITS, Batch, Stream, kind_of, line_of, record_of, served_by
 from numarep.memory.counts import Event
-from numarep.memory.front import take
+from numarep.memory.front import PAGE_BITS, Of, take
 from numarep.memory.hierarchy import access_l2, expect, make_exclusive, write_down
 from numarep.memory.kinds import Kind
 from numarep.memory.prefetch import prefetch_after
@@ -139,7 +139,6 @@ def run_records(
     reorder_window: int,
     pcid: bool,
     stream: Stream,
-    translations: Translations,
     pages: NDArray[np.int64],
     start: int,
     stop: int,
@@ -153,10 +152,8 @@ def run_records(
     """Process records [start, stop) of one CPU; all state and counts are modified in place.
 
     `batch` is scratch; `hits`, int64[3 * regions], counts accesses as L1 hits until `tally` knows
-    better, `pages` is made of `translations`
-    by `pages_of`: compiled code allocates nothing.
+    better, `pages` is made by `pages_of`: compiled code allocates nothing.
     """
-    vpn, leaf, table = translations.vpn, translations.leaf, translations.table
     left = window_left[view.cpu]
     instructions = 0
     record = start
@@ -164,7 +161,7 @@ def run_records(
         record, size, missed = take(view, pages, batch, stream, record, stop, hits)
         ops, walks = size, 0
         if missed > 0:
-            walks = translate(view, pscs, pages, vpn, leaf, table, batch, missed)
+            walks = translate(view, pscs, pages, batch, missed)
             if walks > 0:
                 ops = spread(batch, size, walks)
         _access(view, batch, ops)
@@ -173,8 +170,9 @@ def run_records(
         )
         instructions += batch.passed[at(size)]
         if record < stop and stream.kind[at(record)] > Kind.STORE:
-            page = stream.page[at(record)]
-            _serialise(view, tlbs, pscs, int(stream.kind[at(record)]), vpn[at(page)], pcid)
+            page = int(stream.page[at(record)]) << PAGE_BITS
+            kind, vpn = int(stream.kind[at(record)]), pages[at(page + Of.VPN)]
+            _serialise(view, tlbs, pscs, kind, vpn, pcid)
             left = 0
             record += 1
     window_left[view.cpu] = left

@@ -56,7 +56,7 @@ from numarep.memory.loop import Translations, run_records
 from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
-from numarep.memory.vector import LANES
+from numarep.memory.vector import new_words
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
 from numarep.spec import CacheSpec, MachineSpec
 
@@ -167,20 +167,13 @@ def new_system(
         cpu_node=np.array(cpu_nodes, np.int64),
         cpu_domain=np.array([used.index(llc) for llc in llcs], np.int64),
         node_end_pfn=checked_ends(machine, node_end_pfn),
-        words=_aligned(len(cpu_nodes) * layout.stride + len(used) * layout.shared_stride),
+        words=new_words(len(cpu_nodes) * layout.stride + len(used) * layout.shared_stride),
         window_left=np.zeros(len(cpu_nodes), np.int64),
         layout=layout,
         roots={},
         batch=new_batch(),
         ahead=np.zeros(Ahead.END, np.int64),
     )
-
-
-def _aligned(size: int) -> NDArray[np.int64]:
-    """Return empty words that begin with a line of the host, as then all rows do."""
-    words = np.full(size + LANES, EMPTY, np.int64)
-    skipped = -words.ctypes.data // words.itemsize % LANES
-    return words[skipped : skipped + size]
 
 
 def flush(system: System) -> None:
@@ -198,8 +191,8 @@ def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
     if len(roots) >= OWNERS:
         raise ValueError(f"root: expected fewer than {OWNERS} different ones")
     small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
-    vpn, pfn, leaf, is_global, _, _, region = translations
-    return pages_of(vpn, pfn, leaf, is_global, small, region, system.layout.tlbs)
+    vpn, pfn, leaf, is_global, _, table, region = translations
+    return pages_of(vpn, pfn, leaf, is_global, small, table, region, system.layout.tlbs)
 
 
 def _prefetchers(machine: MachineSpec) -> int:
@@ -240,7 +233,6 @@ class Prepared(NamedTuple):
 
     cpu: int
     stream: Stream
-    translations: Translations
     pages: NDArray[np.int64]
 
 
@@ -258,7 +250,7 @@ def prepare(
     if not 0 <= cpu < len(system.cpu_node):
         raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    return Prepared(cpu, frozen_stream(stream, counts), frozen, _pages(system, frozen))
+    return Prepared(cpu, frozen_stream(stream, counts), _pages(system, frozen))
 
 
 def run_prepared(system: System, prepared: Prepared, start: int, stop: int, counts: Counts) -> None:
@@ -274,7 +266,6 @@ def run_prepared(system: System, prepared: Prepared, start: int, stop: int, coun
         system.machine.core.reorder_window,
         system.machine.pcid,
         prepared.stream,
-        prepared.translations,
         prepared.pages,
         start,
         stop,

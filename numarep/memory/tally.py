@@ -17,7 +17,7 @@ from numarep.memory.counts import Access, Overlap, Service
 from numarep.memory.front import PAGE_BITS, Of
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
-from numarep.memory.vector import at
+from numarep.memory.vector import at, prefetch
 from numarep.units import MAX_LEVELS
 
 ACCESSES, SERVICES, OVERLAPS = len(Access), len(Service), len(Overlap)
@@ -67,25 +67,33 @@ def _count_walk(
         served[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
 
 
-@jit_apart
-def _count_function(
+@jit_within
+def _list_function(
     functions: NDArray[np.int64],
     nodes: int,
     function: int,
     batch: Batch,
+    listed: int,
     first: int,
     last: int,
     kind: int,
     overlap: int,
     own: int,
-) -> None:
-    """Count a chain's walk, and its access unless L1 served it, for its function; in place."""
+) -> int:
+    """List where a chain's walk, and its access unless L1 served it, count for its function.
+
+    The host is asked for what is listed in `batch.cells`; the counts come once it had time to
+    fetch it. Returns how many are listed by now.
+    """
     cell = _function_cell(nodes, function, kind + Access.FETCH_WALK)
     for op in range(first, last):
-        functions[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
+        batch.cells[at(listed)] = cell + _place(nodes, batch.served_by[at(op)], overlap)
+        prefetch(functions, batch.cells[at(listed)])
+        listed += 1
     by = batch.served_by[at(last)]
-    if by >> NODE_BITS > Service.L1:
-        functions[at(_function_cell(nodes, function, kind) + _place(nodes, by, own))] += 1
+    batch.cells[at(listed)] = _function_cell(nodes, function, kind) + _place(nodes, by, own)
+    prefetch(functions, batch.cells[at(listed)])
+    return listed + (1 if by >> NODE_BITS > Service.L1 else 0)
 
 
 @jit_within
@@ -112,7 +120,7 @@ def tally(
     reorder_window: int,
 ) -> int:
     """Count what `front` counted wrong, in place; return what is left of the window."""
-    since = 0
+    since, listed = 0, 0
     regions = len(hits) // (Kind.STORE + 1)
     for record in range(size):
         if batch.is_marked[record] == 0:
@@ -136,5 +144,9 @@ def tally(
         served[at(cell + _place(nodes, by, own))] += 1
         if len(functions) > 0:
             function = batch.function[record]
-            _count_function(functions, nodes, function, batch, first, last, kind, overlap, own)
+            listed = _list_function(
+                functions, nodes, function, batch, listed, first, last, kind, overlap, own
+            )
+    for each in range(listed):
+        functions[at(batch.cells[each])] += 1
     return left_now(left, batch.passed[at(size)], since)

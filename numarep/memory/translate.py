@@ -21,7 +21,7 @@ from numarep.memory.counts import Event
 from numarep.memory.front import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
 from numarep.memory.kinds import Kind
 from numarep.memory.tlb import OWNER_BITS, OWNERS, lookup_or_fill
-from numarep.memory.vector import at
+from numarep.memory.vector import at, prefetch
 from numarep.memory.view import View
 from numarep.memory.walk import walk
 from numarep.units import MAX_LEVELS
@@ -39,6 +39,7 @@ def _far(view: View, pages: NDArray[np.int64], batch: Batch, missed: int) -> int
         what = batch.what[at(record)]
         is_fetch = 1 if what & KIND_MASK == Kind.FETCH else 0
         page = what >> KIND_BITS << PAGE_BITS
+        prefetch(pages, page + Of.VPN)
         place, owners = pages[at(page + Of.STLB)], pages[at(page + Of.OWNERS)]
         is_hit = False
         if place != NONE:
@@ -64,9 +65,6 @@ def translate(
     view: View,
     pscs: NDArray[np.int64],
     pages: NDArray[np.int64],
-    vpn: NDArray[np.int64],
-    leaf: NDArray[np.int64],
-    table: NDArray[np.int64],
     batch: Batch,
     missed: int,
 ) -> int:
@@ -80,10 +78,11 @@ def translate(
     walks = _far(view, pages, batch, missed)
     for each in range(walks):
         record = batch.walks[each]
-        page = batch.what[at(record)] >> KIND_BITS
-        root = pages[at((page << PAGE_BITS) + Of.OWNERS)] >> OWNER_BITS
+        page = batch.what[at(record)] >> KIND_BITS << PAGE_BITS
+        vpn, leaf = pages[at(page + Of.VPN)], pages[at(page + Of.LEAF)]
+        root = pages[at(page + Of.OWNERS)] >> OWNER_BITS
         batch.reads[at(record)] = walk(
-            *(view, pscs, vpn[at(page)], leaf[at(page)], root, table, page),
+            *(view, pscs, vpn, leaf, root, pages, page + Of.TABLE),
             *(batch.walk_line, batch.walk_level, each * MAX_LEVELS),
         )
         batch.is_marked[at(record)] = 1

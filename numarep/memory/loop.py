@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_apart, jit_entry
 from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import NODE_BITS, Batch, Stream, kind_of, line_of, record_of, served_by
 from numarep.memory.counts import Event
@@ -130,7 +130,7 @@ def _serialise(
     clear_pscs(words, pscs)
 
 
-@jit
+@jit_entry
 def run_records(
     view: View,
     tlbs: Tlbs,

@@ -12,6 +12,7 @@ no such promise; layout noise is a study of its own.)
 1
 """
 
+import bisect
 import math
 from collections.abc import Iterable, Sequence
 
@@ -36,9 +37,13 @@ class Frames:
         self, ranges: Sequence[tuple[int, int]], used: Iterable[int], colours: int
     ) -> None:
         self.ranges = list(ranges)
+        owned = sorted((start, end, n) for n, (start, end) in enumerate(ranges) if start < end)
+        self._starts = [start for start, _, _ in owned]
+        self._owned = [(end, node) for _, end, node in owned]
         self._used = set(used)
         self._colours = colours
         self._recycled: dict[tuple[int, int, int], int] = {}
+        self._kept: set[int] = set()  # for whom they were recycled before
 
     @property
     def nodes(self) -> int:
@@ -68,9 +73,9 @@ class Frames:
         FrameError
             If no node does.
         """
-        for node, (start, end) in enumerate(self.ranges):
-            if start <= pfn < end:
-                return node
+        place = bisect.bisect_right(self._starts, pfn) - 1
+        if place >= 0 and pfn < self._owned[place][0]:
+            return self._owned[place][1]
         raise FrameError(f"frame {pfn:#x} lies on no memory node")
 
     def allocate(
@@ -102,6 +107,7 @@ class Frames:
         self._used.update(frames)
         if recycle:
             self._recycled[key] = pfn
+            self._kept.update(frames)
         return pfn
 
     def claim(self, frames: Iterable[int]) -> None:
@@ -125,9 +131,15 @@ class Frames:
         """Return the first suitable run of free frames, or -1."""
         start, end = self.ranges[node]
         step = math.lcm(self._colours, align)
-        kept = {pfn + i for (_, _, n), pfn in self._recycled.items() for i in range(n)}
         for pfn in range(start + (like - start) % step, end - count + 1, step):
             frames = range(pfn, pfn + count)
-            if self._used.isdisjoint(frames) and kept.isdisjoint(frames):
+            if _free(frames, self._used) and _free(frames, self._kept):
                 return pfn
         return -1
+
+
+def _free(frames: range, taken: set[int]) -> bool:
+    """Tell whether none of the frames is taken, by going through the fewer of both."""
+    if len(taken) < len(frames):
+        return not any(pfn in frames for pfn in taken)
+    return taken.isdisjoint(frames)

@@ -259,7 +259,7 @@ def _check_replicable(kernel: Kernel, area: Area) -> None:
         raise ReplicationError("expected an area bound to one node; allocate it with node=")
     if area.replicas:
         raise ReplicationError("the area is replicated already")
-    if any(pte_of(kernel, vpn) in kernel.hidden for vpn in area.vpns):
+    if kernel.hidden and any(pte_of(kernel, vpn) in kernel.hidden for vpn in area.vpns):
         raise ReplicationError("expected pages that are present")
     if kernel.spec.pgds == "retarget":
         raise ReplicationError("retarget switches PMD entries only: areas stay shared")

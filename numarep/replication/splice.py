@@ -27,6 +27,7 @@ _SYNC_KIND = {
     Sync.FLUSH_ALL: Kind.FLUSH,
     Sync.IPI: Kind.IPI,
 }
+_Record = tuple[int, int, int, int]
 _Row = tuple[int, ...]  # vpn, pfn, leaf, flags, table pages from PTE to the 5-level PGD
 
 
@@ -39,7 +40,8 @@ class Splice:
     rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
     new_pages: list[_Row] = field(default_factory=list)
     blocks: list[NDArray[np.int64]] = field(default_factory=list)  # rows of kind, page, line, count
-    after: list[NDArray[np.int64]] = field(default_factory=list)  # the event, for every row
+    after: list[tuple[int, int]] = field(default_factory=list)  # an event, and how many rows
+    single: list[_Record] = field(default_factory=list)  # rows that are no block yet
 
     def add(self, event: int, cpu: Cpu, work: Work) -> None:
         """Add an operation's work right after record `event`, which `cpu` ran."""
@@ -48,27 +50,39 @@ class Splice:
         root = int(self.trace.pages.root[page])
         for step in work.steps:
             if isinstance(step, Burst):
-                columns = [self._lines(run, root) for run in step.runs]
-                if step.instructions:
-                    fetch = (Kind.FETCH, page, line, step.instructions)
-                    columns.insert(0, np.tile(np.array(fetch, np.int64), (len(columns[0]), 1)))
-                self.blocks.append(np.stack(columns, axis=1).reshape(-1, 4))
+                fetch = (Kind.FETCH, page, line, step.instructions)
+                self._add_burst(step, fetch if step.instructions else None, root)
             elif isinstance(step, Instructions):
-                self._add(Kind.FETCH, page, line, step.number)
+                self.single.append((Kind.FETCH, page, line, step.number))
             else:
                 self._add_event(step, cpu, root)
-        self.after += [np.full(len(block), event) for block in self.blocks[before:]]
+        self._end_block()
+        self.after.append((event, sum(map(len, self.blocks[before:]))))
 
-    def _add(self, *record: int) -> None:
-        self.blocks.append(np.array([record], np.int64))
+    def _end_block(self) -> None:
+        """Make a block of the single rows."""
+        if self.single:
+            self.blocks.append(np.array(self.single, np.int64))
+            self.single.clear()
 
-    def _lines(self, run: Run, root: int) -> NDArray[np.int64]:
-        """Return a run's records, one a line: int64[lines, 4]."""
-        page, line = np.divmod(run.line + np.arange(run.lines), LINES_PER_PAGE)
-        pages = range(int(page[-1]) + 1)
-        rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
-        columns = (np.full(run.lines, run.kind), np.array(rows)[page], line)
-        return np.stack([*columns, np.full(run.lines, run.times)], axis=1).astype(np.int64)
+    def _add_burst(self, burst: Burst, fetch: _Record | None, root: int) -> None:
+        """Add the runs' records line by line, after a fetch for every line if there is one."""
+        lines = burst.runs[0].lines
+        if lines == 1:  # most bursts: an entry, a struct page
+            self.single += [fetch] if fetch else []
+            self.single += [(r.kind, self._row(root, r), r.line, r.times) for r in burst.runs]
+            return
+        self._end_block()
+        beside = int(fetch is not None)
+        block = np.empty((lines, beside + len(burst.runs), 4), np.int64)
+        block[:, :beside] = fetch or 0
+        for column, run in enumerate(burst.runs, start=beside):
+            page, line = np.divmod(run.line + np.arange(lines), LINES_PER_PAGE)
+            pages = range(int(page[-1]) + 1)
+            rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
+            block[:, column, 0], block[:, column, 3] = run.kind, run.times
+            block[:, column, 1], block[:, column, 2] = np.array(rows)[page], line
+        self.blocks.append(block.reshape(-1, 4))
 
     def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
         if event.cpu != cpu.number:
@@ -82,7 +96,7 @@ class Splice:
             table = [-1] * MAX_LEVELS
             table[self.kernel.tables.levels - 1] = new_root
             self._new_row(key, (vpn, 0, 0, 0, *table))
-        self._add(_SYNC_KIND[event.sync], self.rows[key], 0, 0)
+        self.single.append((_SYNC_KIND[event.sync], self.rows[key], 0, 0))
 
     def _row(self, root: int, run: Run) -> int:
         key = (root if run.root == CURRENT else run.root, run.vpn, run.pfn)
@@ -115,7 +129,7 @@ class Splice:
         """Return the trace with everything added; the very same if that is nothing."""
         if not self.blocks:
             return self.trace
-        at = np.concatenate(self.after).astype(np.int64) + 1
+        at = np.repeat(*np.array(self.after, np.int64).T) + 1
         added = np.concatenate(self.blocks)
         old = self.trace.records
         merged = Records(

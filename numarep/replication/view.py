@@ -59,12 +59,13 @@ def _follow_leaves(kernel: Kernel, pages: Pages, home: int, pfn: NDArray[np.int6
     tables = list({table for table, *_ in (*kernel.replicated, *kernel.released)})
     # What is written there is written before it is replicated (R22): to the master's page.
     read_only = (pages.leaf > 0) & (pages.flags & Flag.WRITABLE == 0)
-    for row in np.flatnonzero(read_only & np.isin(leaf_table, tables)).tolist():
-        leaf, vpn = int(pages.leaf[row]), int(pages.vpn[row])
-        key = int(leaf_table[row]), entry_index(vpn, leaf)
+    rows = np.flatnonzero(read_only & np.isin(leaf_table, tables))
+    columns = (rows, pages.leaf[rows], pages.vpn[rows], leaf_table[rows], pages.pfn[rows])
+    for row, leaf, vpn, table, captured in zip(*(c.tolist() for c in columns), strict=True):
+        key = table, entry_index(vpn, leaf)
         offset = vpn & ((1 << (TABLE_SHIFT * (leaf - 1))) - 1)
         frames = kernel.replicated.get(key, {})
-        if int(pages.pfn[row]) - offset not in frames.values():  # mapped there before or after
-            frames = kernel.released.get((*key, int(pages.pfn[row])), {})
+        if captured - offset not in frames.values():  # mapped there before or after
+            frames = kernel.released.get((*key, captured), {})
         if frames:
             pfn[row] = frames[home] | offset

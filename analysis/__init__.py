@@ -21,8 +21,13 @@ Traceback (most recent call last):
 numarep.results.ResultsError: /nowhere: no results folder
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+
+# Polars' allocator keeps freed pages for later unless told before it is loaded: of a million runs,
+# as much again as they take.
+os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
 
 import polars as pl
 

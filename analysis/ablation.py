@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import BASELINE, remote_pairs
+from analysis.pairs import BASELINE, remote_pairs, undisturbed
 from analysis.published import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
@@ -96,10 +96,9 @@ def switches(cases: pl.LazyFrame) -> pl.DataFrame:
         those run in all cells that the series was. Empty without another policy than the series.
     """
     chosen = reference(cases)
-    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    found = remote_pairs(cases).filter(*plain, pl.col("machine").is_in(chosen["machine"].to_list()))
-    studies = [study_over(part, ()) for part in found.partition_by("replication")]
-    cells = pl.concat([found.clear(), *studies]).group_by("replication", *_CELL).agg(pl.mean("a"))
+    same = pl.col("machine").is_in(chosen["machine"].unique().to_list())
+    studies = study_over(undisturbed(cases, same), (), by=("replication",))
+    cells = studies.group_by("replication", *_CELL).agg(pl.mean("a"))
     series = cells.filter(replication=POLICY).select(*_CELL, series="a")
     both = cells.join(series, on=_CELL).filter(
         pl.len().over("replication") == pl.len().over("replication").max()

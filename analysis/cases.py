@@ -232,7 +232,9 @@ def _plain() -> list[pl.Expr]:
     return [pl.col(path).alias(name) for name, (path, _) in _PLAIN.items()]
 
 
-def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> pl.DataFrame:
+def study_over(
+    frame: pl.DataFrame, axes: Sequence[str], *, by: Sequence[str] = (), least: int = 1
+) -> pl.DataFrame:
     """Keep the rows of the largest study over some settings: all else the same in all its rows.
 
     Parameters
@@ -242,6 +244,8 @@ def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> p
     axes : sequence of str
         Columns, and prefixes of columns, that may vary. Of the others, settings and the names in
         `SCENARIO` may not.
+    by : sequence of str
+        Columns of whose every combination the largest study is kept; by default one of all rows.
     least : int
         How many different values of the axes a study must have.
 
@@ -252,14 +256,15 @@ def study_over(frame: pl.DataFrame, axes: Sequence[str], *, least: int = 1) -> p
         then the first in order; empty if none has `least`.
     """
     free, fixed = _split(frame, axes)
+    fixed = [name for name in fixed if name not in by]
     values = pl.struct(free).n_unique() if free else pl.lit(1, pl.UInt32)
     ranked = (
-        frame.group_by(fixed or [pl.lit(0).alias("_all")])
+        frame.group_by(*by, *fixed, pl.lit(0).alias("_all"))
         .agg(values.alias("_values"), pl.len().alias("_rows"))
         .filter(pl.col("_values") >= least)
         .sort("_values", "_rows", *fixed, descending=[True, True, *([False] * len(fixed))])
     )
-    return _only(frame, ranked.head(1), fixed)
+    return _only(frame, ranked.unique(by or "_all", keep="first"), [*by, *fixed])
 
 
 def alike(frame: pl.DataFrame, model: pl.DataFrame, axes: Sequence[str]) -> pl.DataFrame:
@@ -276,10 +281,10 @@ def _split(frame: pl.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[st
     return free, fixed
 
 
-def _only(frame: pl.DataFrame, row: pl.DataFrame, names: list[str]) -> pl.DataFrame:
-    if row.is_empty() or not names:
-        return frame.clear() if row.is_empty() else frame
-    return frame.join(row, on=names, how="semi", nulls_equal=True, maintain_order="left")
+def _only(frame: pl.DataFrame, rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    if rows.is_empty() or not names:
+        return frame.clear() if rows.is_empty() else frame
+    return frame.join(rows, on=names, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def _among(name: str, axes: Sequence[str]) -> bool:

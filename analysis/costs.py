@@ -49,7 +49,8 @@ OPERATIONS = {
 }
 # Below this an operation costs nothing that a clock could show.
 FREE_NS = 0.05
-_KIND = ("operation", "replication", "machine", "nodes")
+_OF = ("operation", "replication", "machine")
+_KIND = (*_OF, "nodes")
 
 
 def costs(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -79,9 +80,7 @@ def costs(cases: pl.LazyFrame) -> pl.DataFrame:
 
 def _by_rate(found: pl.DataFrame) -> pl.DataFrame:
     disturbed = found.filter(pl.col("operation").is_not_null())
-    parts = disturbed.partition_by("operation", "replication", "machine")
-    studies = [study_over(part, (RATE,), least=2) for part in parts]
-    per_run = pl.concat([disturbed.clear(), *studies]).with_columns(
+    per_run = study_over(disturbed, (RATE,), by=_OF, least=2).with_columns(
         done=pl.col(RATE) * pl.col("iterations"),
         extra_ns=pl.col("time_ns") - pl.col("old_time_ns"),
         extra=(pl.col("instructions") - pl.col("old_instructions")).cast(pl.Float64),
@@ -102,15 +101,14 @@ def _by_waiving(found: pl.DataFrame) -> pl.DataFrame:
     loops = found.filter(
         pl.col("workload") == FORK_LOOP, pl.col("cache_state") == "hot", pl.col("iterations") > 0
     ).with_columns(operation=pl.lit(FORK_LOOP))
-    parts = loops.partition_by("replication", "machine")
-    studies = [study_over(part, ("replication.costs",), least=2) for part in parts]
+    studies = study_over(loops, ("replication.costs",), by=_OF, least=2)
     charged = pl.col("replication.costs") == "charged"
 
     def more(name: str) -> pl.Expr:
         value = pl.col(name).cast(pl.Float64) / pl.col("iterations")
         return value.filter(charged).mean() - value.filter(~charged).mean()
 
-    by_seed = pl.concat([loops.clear(), *studies]).group_by(*_KIND, "seed")
+    by_seed = studies.group_by(*_KIND, "seed")
     differences = by_seed.agg(ns=more("time_ns"), instructions=more("instructions")).drop_nulls()
     return differences.group_by(_KIND).agg(
         pl.mean("ns", "instructions"),

@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import remote_pairs
+from analysis.pairs import undisturbed
 from analysis.published import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, Glyph, Width, key, light
@@ -81,12 +81,9 @@ def memory(cases: pl.LazyFrame, account: pl.LazyFrame) -> pl.DataFrame:
 
 def _runs(cases: pl.LazyFrame) -> pl.DataFrame:
     """Return the replicated runs of one workload, each policy's own settings only."""
-    found = remote_pairs(cases).filter(
-        pl.col("layout") != "permuted", pl.col("operation").is_null()
-    )
-    found = found.with_columns(nodes=pl.col("table_pages_per_node").list.len().cast(pl.Int64))
-    parts = found.partition_by("machine", "replication", BUILT_FOR)
-    together = pl.concat([found.clear(), *(study_over(part, ()) for part in parts)])
+    nodes = pl.col("table_pages_per_node").list.len().cast(pl.Int64)
+    studies = study_over(undisturbed(cases), (), by=("machine", "replication", BUILT_FOR))
+    together = studies.with_columns(nodes=nodes)
     kinds = together.group_by("workload").agg(pl.struct(_KIND).n_unique().alias("kinds"))
     most = kinds.sort("kinds", "workload", descending=[True, False]).head(1)
     return together.join(most, on="workload", how="semi").select("run_id", *_KIND)
@@ -136,10 +133,8 @@ def policies(cases: pl.LazyFrame, account: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _gains(cases: pl.LazyFrame, machine: str) -> pl.DataFrame:
-    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    found = remote_pairs(cases).filter(*plain, machine=machine)
-    parts = found.partition_by("replication")
-    studies = pl.concat([found.clear(), *(study_over(part, ()) for part in parts)])
+    found = undisturbed(cases, pl.col("machine") == machine)
+    studies = study_over(found, (), by=("replication",))
     cells = studies.group_by("replication", *_CELL).agg(pl.mean("a"))
     everywhere = pl.col("replication").n_unique().over(_CELL) == cells["replication"].n_unique()
     return (

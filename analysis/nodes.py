@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import remote_pairs
+from analysis.pairs import undisturbed
 from analysis.published import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table, percent
 from analysis.seed_table import with_published
@@ -101,13 +101,9 @@ def traffic(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
 
 def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
     """Return the pairs of each machine's largest study, of cells with several numbers of nodes."""
-    found = remote_pairs(cases).filter(
-        pl.col("layout") != "permuted", pl.col("operation").is_null()
-    )
-    found = found.with_columns(nodes=pl.col("table_pages_per_node").list.len())
-    parts = found.partition_by("machine", "replication")
-    studies = [study_over(part, ("replication.costs",)) for part in parts]
-    together = pl.concat([found.clear(), *studies])
+    kinds = ("machine", "replication")
+    studies = study_over(undisturbed(cases), ("replication.costs",), by=kinds)
+    together = studies.with_columns(nodes=pl.col("table_pages_per_node").list.len())
     several = pl.col("nodes").n_unique().over(*_CELL, "replication") > 1
     return together.filter(several)
 

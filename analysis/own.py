@@ -7,7 +7,7 @@ study's.
 import polars as pl
 
 from analysis.cases import SCENARIO, study_over
-from analysis.pairs import remote_pairs
+from analysis.pairs import undisturbed
 from analysis.section import Column, Evidence, Section, Table, percent
 from analysis.seed_table import published
 
@@ -30,18 +30,16 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
         Names of the scenario, `workload`, `cache_state`; `a`, `b`, their means over seeds, in %;
         `lower` and `upper`, the bounds of A; `time_us`, of the replicated run; `runs`.
     """
-    # Disturbed windows are question 8's.
-    undisturbed = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    found = remote_pairs(cases).filter(*undisturbed)
     is_own = pl.col("machine") != PUBLISHED_MACHINE
     is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
     is_own |= pl.col("kernel.dataset") != BUNDLED
     # Of each, the largest study: whatever it sweeps beside must not be averaged over.
-    by_scenario = found.filter(is_own).partition_by("machine", "kernel", "replication", "workload")
-    studies = [study_over(scenario, ()) for scenario in by_scenario]
+    # Disturbed windows are question 8's.
+    studies = study_over(
+        undisturbed(cases, is_own), (), by=("machine", "kernel", "replication", "workload")
+    )
     return (
-        pl.concat([found.clear(), *studies])
-        .group_by(_GROUP)
+        studies.group_by(_GROUP)
         .agg(
             pl.mean("a"),
             pl.mean("b"),

@@ -82,4 +82,10 @@ def remote_pairs(cases: pl.LazyFrame) -> pl.DataFrame:
     return _kept[0][1]
 
 
+def undisturbed(cases: pl.LazyFrame, *also: pl.Expr) -> pl.DataFrame:
+    """Return the remote pairs of kernels as linked, without an operation at a rate beside."""
+    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
+    return remote_pairs(cases).filter(*plain, *also)
+
+
 _kept: list[tuple[pl.LazyFrame, pl.DataFrame]] = []

@@ -15,7 +15,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import alike, study_over
-from analysis.pairs import remote_pairs
+from analysis.pairs import remote_pairs, undisturbed
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import BAR, LINE, MARGIN, Glyph, Width, key, light
@@ -34,10 +34,8 @@ def reference(cases: pl.LazyFrame, policy: str = POLICY) -> pl.DataFrame:
     which is another than the kernel's. Replication is `policy`'s if any is. Windows disturbed by
     an operation at a rate are not among them.
     """
-    plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    found = remote_pairs(cases).filter(*plain)
-    preferred = found.filter(replication=policy)
-    return study_over(found if preferred.is_empty() else preferred, ())
+    preferred = undisturbed(cases, pl.col("replication") == policy)
+    return study_over(undisturbed(cases) if preferred.is_empty() else preferred, ())
 
 
 def layout_noise(cases: pl.LazyFrame) -> pl.DataFrame:

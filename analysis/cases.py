@@ -95,13 +95,21 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     unknown = [pl.lit(None, t).alias(name) for name, t in wanted.items() if name not in there]
     names = sorted(name for name in there | set(ALWAYS) if "." in name and name not in plain)
     kept = [name for name in RUNS.names if name not in _DROPPED]
-    return (
+    held = (
         table.with_columns(unknown)
         .with_columns(_dram())
         .select(*kept, "local_ns", "rho", *_plain(), *names)
         .collect(engine="streaming")
-        .lazy()
     )
+    return _lean(held)
+
+
+def _lean(table: pl.DataFrame) -> pl.LazyFrame:
+    """Hold columns of one value as that value: of a million runs, most settings are."""
+    flat = [n for n, dtype in table.schema.items() if n != "run_id" and not dtype.is_nested()]
+    same = [name for name in flat if table.height and table[name].n_unique() == 1]
+    values = [pl.lit(table[name][0], table.schema[name]).alias(name) for name in same]
+    return table.drop(same).lazy().with_columns(values).select(table.columns)
 
 
 def settings_of(frame: pl.LazyFrame | pl.DataFrame) -> list[str]:

@@ -1,15 +1,17 @@
 """The published table beside the model's on the terminal: gain by workload, hot and cold.
 
 Gains are `analysis.pairs`'s, in %. A cell agrees when either definition lies within 5 points of
-the published figure. What varies beside the table's own axes is a variant and makes a table of its
-own; kernel layouts (`kernel.layout_seed`) are summarised in the spread, as capture seeds are.
+the published figure. What varies beside the table's own axes is a variant, told by leading columns;
+kernel layouts (`kernel.layout_seed`) are summarised in the spread, as capture seeds are.
 
 >>> published().filter(workload="kill", cache_state="cold")["published"].item()
 26.1
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import yaml
@@ -18,17 +20,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.cases import cases, settings_of
+from analysis.cases import SCENARIO, cases, settings_of
 from analysis.pairs import pairs
 
+Cell = Callable[[Mapping[str, Any]], str]
 AGREE_POINTS = 5.0
 ROWS_SHOWN = 40
-VARIANTS_SHOWN = 8
+GAINS_SHOWN = 120
 TITLE = "Gain of replication in %, CPU on another node than the kernel's"
 # Spread over, not told apart.
-_GROUPS = ("machine", "kernel")  # whose name says all that always goes with it
 _SPREAD = {"kernel.layout_seed"}
-_SCENARIO = {"machine": "machine", "kernel": "kernel", "replication": "replication"}
+_OWN = ("workload", "cache_state")
+_TITLES = {"workload": "workload", "cache_state": "caches"}
 PROTOCOL = """\
 hot: one unmeasured pass before. cold: all caches, TLBs and paging-structure caches of all \
 sockets flushed once before the measured window. Loops are tiled from 32 captured iterations.{home}
@@ -80,15 +83,11 @@ def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
     """Print the table, or the runs themselves where no run has its baseline."""
     paired = _paired(runs)
     table = _gains(paired)
-    variants = sorted(table.partition_by("variant"), key=lambda rows: _natural(rows["variant"][0]))
-    for rows in variants[:VARIANTS_SHOWN]:
-        console.print(_gain_table(rows["variant"][0], rows))
     if table.is_empty():
         console.print(_run_table(runs.lazy()))
     else:
+        console.print(_gain_table(table))
         console.print(_protocol(paired), highlight=False, markup=False)
-    if len(variants) > VARIANTS_SHOWN:
-        console.print(f"and {len(variants) - VARIANTS_SHOWN} more tables: see analysis.report")
     tally = runs.lazy().select(all=pl.len(), failed=(pl.col("status") == "failed").sum())
     total, failed = tally.collect().row(0)
     console.print(f"{total} runs, {failed} failed", highlight=False)
@@ -107,7 +106,10 @@ def _natural(text: str) -> list[tuple[float, str]]:
 def _paired(runs: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
     """Return all pairs with the name of their variant, in order of their coordinates."""
     paired = pairs(cases(runs.lazy())).sort("run_id").collect()
-    return paired.with_columns(variant=_variant(paired))
+    names = _told_apart(paired)
+    parts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String)) for name in names]
+    text = pl.concat_str(parts, separator=" ", ignore_nulls=True) if parts else pl.lit("")
+    return paired.with_columns(variant=text)
 
 
 def _gains(paired: pl.DataFrame) -> pl.DataFrame:
@@ -140,26 +142,23 @@ def _agreement() -> pl.Expr:
     )
 
 
-def _variant(paired: pl.DataFrame) -> pl.Expr:
-    """Name every pair by the settings that vary between pairs, outside the table's own."""
-    columns = {name: name for name in settings_of(paired) if name not in _SPREAD}
-    columns = {name: label for name, label in columns.items() if not _of_group(paired, name)}
-    columns |= _SCENARIO | {"layout": "kernel.layout", "home_llc": "home_llc"}
-    varying = sorted((label, name) for name, label in columns.items() if _varies(paired, name))
-    parts = [pl.format(f"{label}={{}}", pl.col(name).cast(pl.String)) for label, name in varying]
-    return pl.concat_str(parts, separator=" ", ignore_nulls=True) if parts else pl.lit("")
+def _told_apart(paired: pl.DataFrame) -> list[str]:
+    """List what tells variants apart: of what varies, whatever says more than the names before it.
+
+    So a machine's name stands for all of its values, unless a study varies one of them.
+    """
+    candidates = [*SCENARIO, *settings_of(paired)]
+    told: list[str] = []
+    known = _kinds(paired, _OWN)
+    for name in (n for n in candidates if n in paired.columns and n not in _SPREAD):
+        more = _kinds(paired, (*_OWN, *told, name))
+        if more > known:
+            told, known = [*told, name], more
+    return told
 
 
-def _of_group(paired: pl.DataFrame, name: str) -> bool:
-    """Tell whether a setting is just what a machine or kernel that varies has."""
-    group = name.split(".")[0]
-    if group not in _GROUPS or not _varies(paired, group):
-        return False
-    return paired.group_by(group).agg(pl.col(name).n_unique())[name].max() == 1
-
-
-def _varies(frame: pl.DataFrame, name: str) -> bool:
-    return frame[name].n_unique() > 1
+def _kinds(paired: pl.DataFrame, names: Sequence[str]) -> int:
+    return paired.select(pl.struct(names).n_unique()).item() if paired.height else 0
 
 
 def _protocol(paired: pl.DataFrame) -> str:
@@ -177,49 +176,84 @@ def _layouts(paired: pl.DataFrame) -> int:
     return permuted["kernel.layout_seed"].n_unique()
 
 
-def _gain_table(variant: str, rows: pl.DataFrame) -> Table:
-    caption = f"{TITLE}\n{variant}" if variant else TITLE
+def _gain_table(gains: pl.DataFrame) -> Table:
+    """Return a table of gains, with a column for each setting that tells variants apart."""
+    variants = sorted(gains.partition_by("variant"), key=lambda part: _natural(part["variant"][0]))
+    told = {part["variant"][0]: _read(part["variant"][0]) for part in variants}
+    names = list(dict.fromkeys(name for values in told.values() for name in values))
+    whole = pl.concat(variants)
+    own = [name for name in _OWN if not names or whole[name].n_unique() > 1]
+    same = ", ".join(whole[name][0] for name in _OWN if name not in own)
     table = Table(
-        title=caption,
+        title=f"{TITLE}: {same}" if same else TITLE,
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
+        caption=_left_out(whole.height, GAINS_SHOWN),
     )
-    table.add_column("workload", no_wrap=True)
-    table.add_column("caches")
-    for name in ("A", "[min..max]", "B", "band of A", "A, own node", "published"):
-        table.add_column(escape(name), justify="right")
-    table.add_column("agrees")
-    for row in rows.iter_rows(named=True):
-        spread = f"[{_percent(row['a_min'])}..{_percent(row['a_max'])}]"
-        table.add_row(
-            row["workload"],
-            row["cache_state"],
-            _percent(row["a"]),
-            escape(spread),
-            _percent(row["b"]),
-            f"{_percent(row['a_serial'])}..{_percent(row['a_overlapped'])}",
-            _percent(row["a_local"]),
-            _percent(row["published"]),
-            row["agrees"] or "",
-        )
+    for title in _short(names):
+        table.add_column(escape(title.replace("_", " ")), overflow="fold")
+    for name in own:
+        table.add_column(_TITLES[name], no_wrap=True)
+    shown = {title: cell for title, cell in _CELLS.items() if not names or _any(whole, cell)}
+    for title in shown:
+        numbers = title != "agrees"
+        table.add_column(escape(title), justify="right" if numbers else "left", no_wrap=numbers)
+    last = None
+    for row in whole.head(GAINS_SHOWN).iter_rows(named=True):
+        values = [told[row["variant"]].get(name, "") for name in names]
+        if last not in (None, row["variant"]) and len(variants) < whole.height:
+            table.add_section()
+        last = row["variant"]
+        cells = [escape(cell(row)) for cell in shown.values()]
+        table.add_row(*values, *(row[name] for name in own), *cells)
     return table
+
+
+def _any(rows: pl.DataFrame, cell: Cell) -> bool:
+    return any(cell(row) not in ("", "-") for row in rows.iter_rows(named=True))
+
+
+_CELLS: dict[str, Cell] = {
+    "A": lambda row: _percent(row["a"]),
+    "[min..max]": lambda row: f"[{_percent(row['a_min'])}..{_percent(row['a_max'])}]",
+    "B": lambda row: _percent(row["b"]),
+    "band of A": lambda row: f"{_percent(row['a_serial'])}..{_percent(row['a_overlapped'])}",
+    "A, own node": lambda row: _percent(row["a_local"]),
+    "published": lambda row: _percent(row["published"]),
+    "agrees": lambda row: row["agrees"] or "",
+}
+
+
+def _read(variant: str) -> dict[str, str]:
+    """Read a variant's name back: its settings, by name."""
+    return dict(part.split("=", 1) for part in variant.split())
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Shorten dotted names to what tells them apart.
+
+    >>> _short(["machine", "workload.disturbance.per_iteration", "machine.latency.dram_ns.0.1"])
+    ['machine', 'per_iteration', 'dram_ns.0.1']
+    """
+    last = [re.sub(r"^.*?([^.]+(?:\.\d+)*)$", r"\1", name) for name in names]
+    return [s if last.count(s) == 1 else name for s, name in zip(last, names, strict=True)]
 
 
 def _run_table(runs: pl.LazyFrame) -> Table:
     names = ("run_id", "workload", "cache_state", "replication", "cpu_node", "seed", "status")
     listed = runs.select(*names, "time_ns").sort(*names[1:], "run_id").collect()
-    table = Table(*names, "time_us", caption=_left_out(listed.height))
+    table = Table(*names, "time_us", caption=_left_out(listed.height, ROWS_SHOWN))
     for row in listed.head(ROWS_SHOWN).iter_rows(named=True):
         time = "" if row["time_ns"] is None else f"{row['time_ns'] / 1000:.2f}"
         table.add_row(*(str(row[name]) for name in names), time)
     return table
 
 
-def _left_out(rows: int) -> str | None:
-    return f"and {rows - ROWS_SHOWN} more" if rows > ROWS_SHOWN else None
+def _left_out(rows: int, shown: int) -> str | None:
+    return f"and {rows - shown} more" if rows > shown else None
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    return "-" if value is None else f"{value:.{0 if abs(value) >= 100 else 1}f}"

@@ -18,7 +18,7 @@ function that returns a frame:
 >>> load("/nowhere")
 Traceback (most recent call last):
     ...
-numarep.results.ResultsError: /nowhere: no results folder
+numarep.results.folder.ResultsError: /nowhere: no results folder
 """
 
 import os

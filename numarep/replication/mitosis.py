@@ -55,9 +55,14 @@ def _allocate(kernel: Kernel, table: int, nodes: Collection[int]) -> dict[int, i
     return made
 
 
-def free_user_copies(kernel: Kernel, mm: Mm, table: int, work: Work) -> None:
+def original_of(kernel: Kernel, table: int) -> int:
+    """Return the table page that one is a copy of, or itself; no two originals share a copy."""
+    copied = (own for own, copies in kernel.user_copies.items() if table in copies.values())
+    return next(copied, table)
+
+
+def free_user_copies(kernel: Kernel, table: int, work: Work) -> None:
     """Free the copies of a table page; which frames they were stays known."""
-    del mm
     for copy in kernel.user_copies.get(table, {}).values():
         kernel.touch_struct_page(work, copy)
         kernel.free_table(copy, "user_copies")

@@ -26,7 +26,7 @@ from numarep.replication.kernel import (
     MmKind,
     ReplicationError,
 )
-from numarep.replication.mitosis import copy_user_table, free_user_copies
+from numarep.replication.mitosis import copy_user_table, free_user_copies, original_of
 from numarep.replication.placement import (
     give_private_tables,
     point_at_private_tables,
@@ -179,7 +179,8 @@ def clear_slot(kernel: Kernel, mm: Mm, slot: int) -> Work:
     _charge_slot(kernel, mm, work, costs.slot_clear, costs.slot_clear_further)
     table = entry_pfn(entry)
     if kernel.spec.user_tables:
-        free_user_copies(kernel, mm, table, work)
+        table = original_of(kernel, table)  # which may lie on another node than the PGD
+        free_user_copies(kernel, table, work)
     _free_user_table(kernel, table)
     return work
 

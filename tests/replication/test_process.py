@@ -317,3 +317,15 @@ def test_r17_mitosis_gives_every_node_its_own_user_table(pti: bool) -> None:
         assert violations(kernel) == []
     leave(kernel, mm)
     assert violations(kernel) == []
+
+
+def test_r17_mitosis_frees_all_copies_of_a_table_that_lies_on_another_node_than_the_pgd() -> None:
+    kernel = SmallKernel(nodes=3).booted(user_tables=True)
+    mm, _ = fork(kernel, kernel.cpus[0])
+    taken = kernel.frames.taken
+    for _ in range(2):  # the second time in recycled frames
+        fill_slot(kernel, kernel.cpus[1], mm, 3)
+        assert kernel.frames.taken == taken + 3
+        clear_slot(kernel, mm, 3)
+        assert kernel.frames.taken == taken
+    assert violations(kernel) == []

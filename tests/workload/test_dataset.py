@@ -138,7 +138,7 @@ def broken(trace: Trace, part: str, column: str, value: int) -> Trace:
 @pytest.mark.parametrize(
     ("part", "column", "value", "message"),
     [
-        ("records", "kind", 6, "row 2: kind: expected 0 to 5"),
+        ("records", "kind", 7, "row 2: kind: expected 0 to 6"),
         ("records", "page", 1, "row 2: page: expected 0 to 0"),
         ("records", "page", -1, "row 2: page: expected 0 to 0"),
         ("records", "line", 64, "row 2: line: expected 0 to 63"),

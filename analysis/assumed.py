@@ -24,6 +24,7 @@ import numarep
 EXEMPT = {
     "cpu_node": "question 1 shows the CPU on every node",
     "executor": "how runs are spread over cores changes no result",
+    "others": "the default study runs no CPUs of other nodes at the same time",
 }
 _MARK = "assumed"
 # Factors between which an assumed value is varied; one assumed to be 0, from there to ZERO_SPAN.

@@ -7,6 +7,7 @@ follows exactly from any two ratios of one LLC size.
 1.25
 """
 
+import math
 from typing import Any
 
 import altair as alt
@@ -14,6 +15,7 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import remote_pairs
+from analysis.presets import presets
 from analysis.published import reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed
 from analysis.seed_table import with_published
@@ -121,16 +123,23 @@ def section(evidence: Evidence) -> Section:
         maintain_order="left",
     )
     lines = lines.with_columns(footprint_kib=pl.col("footprint_bytes") / 1024)
-    known = machines(evidence.cases)
+    known, others = machines(evidence.cases), presets()
     return Section(
         5,
         "break_even",
         title,
         answer=_answer(lines),
         figures=(
-            Figure("break_even", _caption(known), lambda width: _draw(table, lines, known, width)),
+            Figure(
+                "break_even",
+                _caption(known),
+                lambda width: _draw(table, lines, known, others, width),
+            ),
         ),
-        tables=(Table("break_even", _TABLE_CAPTION, lines, _COLUMNS),),
+        tables=(
+            Table("break_even", _TABLE_CAPTION, lines, _COLUMNS),
+            Table("presets", _PRESETS_CAPTION, others, _PRESET_COLUMNS),
+        ),
         how=_HOW,
     )
 
@@ -146,6 +155,16 @@ _COLUMNS = {
 }
 _TABLE_CAPTION = (
     f"The remote/local ratio {_RHO} from which replication pays; none: no ratio makes it pay"
+)
+_PRESET_COLUMNS = {
+    "machine": Column("machine"),
+    "cpu_node": Column("CPU on node"),
+    "rho": Column(_RHO, 2),
+    "llc_mib": Column("LLC, MiB", 1),
+}
+_PRESETS_CAPTION = (
+    "The machines of conf/, nearest first: the kernel on node 0, the CPU on the first node of "
+    "another socket"
 )
 _HOW = (
     f"{_RHO} is remote over local idle DRAM latency, local 100 ns unless the study says otherwise. "
@@ -189,21 +208,29 @@ def _caption(known: pl.DataFrame) -> str:
     )
     return (
         "Gain by latency ratio and LLC size. Bar: break-even, where nothing is gained or "
-        f"lost; panels without one lie on one side. Diamond: {where}."
+        f"lost; panels without one lie on one side. Diamond: {where}; dots: the machines of conf/, "
+        "in the row of the nearest LLC size."
     )
 
 
 _LABELS = 44
 
 
-def _draw(table: pl.DataFrame, lines: pl.DataFrame, known: pl.DataFrame, width: Width) -> Any:
+def _draw(
+    table: pl.DataFrame,
+    lines: pl.DataFrame,
+    known: pl.DataFrame,
+    others: pl.DataFrame,
+    width: Width,
+) -> Any:
     plot = (width - _LABELS - MARGIN - 18) // 2
     states = [s for s in ("hot", "cold") if s in table["cache_state"]]
     names = table["workload"].unique(maintain_order=True).to_list()
+    marks = _spots(table, known, others)
     rows = [
         alt.hconcat(
             *(
-                _panel(table, lines, known, name, state, plot, first=not i, last=name == names[-1])
+                _panel(table, lines, marks, name, state, plot, first=not i, last=name == names[-1])
                 for i, state in enumerate(states)
             ),
             spacing=18,
@@ -211,14 +238,15 @@ def _draw(table: pl.DataFrame, lines: pl.DataFrame, known: pl.DataFrame, width: 
         for name in names
     ]
     glyphs = [*gain_key(), Glyph("break-even", "M-0.18,-1.2H0.18V1.2H-0.18Z", "ink")]
-    glyphs.append(Glyph("machine", "diamond", "ink"))
+    glyphs.append(Glyph("machine of the main runs", "diamond", "ink"))
+    glyphs.append(Glyph("machines of conf/", "circle", "ink", hollow=True))
     return alt.vconcat(key(glyphs, width, _LABELS), *rows, spacing=10)
 
 
 def _panel(
     table: pl.DataFrame,
     lines: pl.DataFrame,
-    known: pl.DataFrame,
+    marks: pl.DataFrame,
     workload: str,
     state: str,
     plot: int,
@@ -253,14 +281,41 @@ def _panel(
     )
     zeros = lines.filter(**chosen).filter(pl.col("rho").is_between(*domain)).with_columns(_llc())
     line = alt.Chart(zeros).mark_tick(color=light("ink"), thickness=2.5, size=13, aria=False)
-    spots = known.with_columns(_llc()).filter(pl.col("llc").is_in(sizes))
-    mark = alt.Chart(spots).mark_point(
-        shape="diamond", fill=light("ink"), stroke=light("paper"), size=70, opacity=1, aria=False
-    )
     place = {"x": alt.X("rho:Q", scale=scale, axis=axis), "y": y}
+    inside = marks.filter(pl.col("rho").is_between(*domain))
+    preset = alt.Chart(inside.filter(~pl.col("main"))).mark_point(
+        shape="circle", fill=light("paper"), stroke=light("ink"), size=20, opacity=1
+    )
+    mark = alt.Chart(inside.filter("main")).mark_point(
+        shape="diamond", fill=light("ink"), stroke=light("paper"), size=70, opacity=1
+    )
+    spots = [found.encode(**place, description="tip:N") for found in (preset, mark)]
     title = alt.Title(f"{workload}, {state}", fontSize=12, offset=2)
-    return alt.layer(boxes, line.encode(**place), mark.encode(**place)).properties(
+    return alt.layer(boxes, line.encode(**place), *spots).properties(
         width=plot, height=13 * len(sizes), title=title
+    )
+
+
+def _spots(table: pl.DataFrame, known: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """Return where machines lie, each in the row of the nearest LLC size; `main` of the results."""
+    names = ("machine", "rho", "llc_mib")
+    both = pl.concat(
+        [
+            known.select(*names, main=pl.lit(True)),
+            others.select(*names, main=pl.lit(False)).join(known, on="machine", how="anti"),
+        ]
+    )
+    sizes = table["llc_mib"].unique()
+    nearest = [float(min(sizes, key=lambda s: abs(math.log(s / own)))) for own in both["llc_mib"]]
+    tip = pl.format(
+        "{}: {} {}, LLC {} MiB",
+        "machine",
+        pl.lit(_RHO),
+        pl.col("rho").round(2),
+        pl.col("llc_mib").round(1),
+    )
+    return both.with_columns(
+        tip=tip, llc=pl.Series([_short(size) for size in nearest], dtype=pl.String)
     )
 
 

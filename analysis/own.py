@@ -28,7 +28,8 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
     -------
     DataFrame
         Names of the scenario, `workload`, `cache_state`; `a`, `b`, their means over seeds, in %;
-        `lower` and `upper`, the bounds of A; `time_us`, of the replicated run; `runs`.
+        `lower` and `upper`, the bounds of A; `rho`, the mean ratio of the kernel's node's DRAM
+        latency to the CPU's own; `time_us`, of the replicated run; `runs`.
     """
     is_own = pl.col("machine") != PUBLISHED_MACHINE
     is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
@@ -45,6 +46,7 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
             pl.mean("b"),
             pl.mean("lower"),
             pl.mean("upper"),
+            pl.mean("rho"),
             time_us=pl.mean("time_ns") / 1000,
             runs=pl.len(),
         )
@@ -80,10 +82,14 @@ _COLUMNS = {
     "a": Column("A, %", 1),
     "b": Column("B, %", 1),
     "lower": Column("A, serial or overlapped", 1, to="upper"),
+    "rho": Column("\N{GREEK SMALL LETTER RHO}", 2),
     "time_us": Column("time, \N{GREEK SMALL LETTER MU}s", 1),
     "runs": Column("runs", 0),
 }
 _HOW = (
     "As question 1, for every run whose machine, dataset or workload is not the published study's: "
-    "of each machine, kernel and workload the settings with most runs, means over capture seeds."
+    "of each machine, kernel and workload the settings with most runs, means over capture seeds. "
+    "\N{GREEK SMALL LETTER RHO} is the DRAM latency of the kernel's node over that of the CPU's "
+    "own; near 1, the CPU's node lies in the kernel's own socket, as node 1 does of machines with "
+    "several nodes a socket."
 )

@@ -179,16 +179,32 @@ def _items(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(item, str(value)) for item, value in known.items() if value is not None]
 
 
+def _seeds(cases: pl.LazyFrame) -> pl.DataFrame:
+    """Return the capture seeds of all runs as a row of `provenance`: a manifest has the last's."""
+    seeds = cases.select(pl.col("seed").drop_nulls().unique().sort()).collect()["seed"].to_list()
+    shown = ", ".join(map(str, seeds[:_SEEDS_SHOWN])) + (
+        ", ..." if len(seeds) > _SEEDS_SHOWN else ""
+    )
+    return pl.DataFrame({"folder": ["all runs"], "item": ["capture seeds"], "value": [shown]})
+
+
+_SEEDS_SHOWN = 20
+
+
 def section(evidence: Evidence) -> Section:
     """Answer question 10."""
     checked = pl.concat(
         [laws(evidence.cases, evidence.events, evidence.counts), nulls(evidence.cases)]
     )
     untested = checked.filter(verdict="no such run")["law"].to_list()
-    origin = provenance(evidence.manifests)
+    origin = pl.concat(
+        [
+            provenance(evidence.manifests).filter(pl.col("item") != "capture seeds"),
+            _seeds(evidence.cases),
+        ]
+    )
     tables = [Table("laws", "Laws and null tests, over all finished runs", checked, _COLUMNS)]
-    if origin.height:
-        tables.append(Table("provenance", "What made these results", origin, _ORIGIN))
+    tables.append(Table("provenance", "What made these results", origin, _ORIGIN))
     missing = [f"no run tests: {law}" for law in untested]
     commands = [NULL_STUDY] if any("replicas" in law for law in untested) else []
     if evidence.agreement.is_empty():

@@ -42,52 +42,150 @@ class Line:
     dirty: bool = False
 
 
-class LruRows:
-    """Rows of an LRU structure: each an OrderedDict from oldest to newest."""
+class LruRow(OrderedDict):
+    """From oldest to newest; the oldest goes."""
 
-    def __init__(self, sets, ways):
+    def __init__(self, ways):
+        super().__init__()
+        self.ways = ways
+
+    def use(self, key):
+        self.move_to_end(key)
+
+    def insert(self, key, value):
+        """Insert as newest; return the (key, value) that had to go, if any."""
+        gone = self.popitem(last=False) if len(self) == self.ways else None
+        self[key] = value
+        return gone
+
+
+class PlacedRow:
+    """Lines stay in the way they came to, and leave it empty; `choose` and `used` are policy."""
+
+    def __init__(self, ways):
+        self.ways = ways
+        self.clear()
+
+    def clear(self):
+        self.held = [None] * self.ways  # (key, value)
+
+    def where(self, key):
+        found = [way for way, held in enumerate(self.held) if held and held[0] == key]
+        return found[0] if found else None
+
+    def get(self, key):
+        way = self.where(key)
+        return None if way is None else self.held[way][1]
+
+    def use(self, key):
+        self.used(self.where(key), is_new=False)
+
+    def insert(self, key, value):
+        way = self.choose()
+        gone, self.held[way] = self.held[way], (key, value)
+        self.used(way, is_new=True)
+        return gone
+
+    def pop(self, key, default):
+        way = self.where(key)
+        if way is None:
+            return default
+        gone, self.held[way] = self.held[way], None
+        return gone[1]
+
+
+class TreeRow(PlacedRow):
+    """A tournament: nodes over (first way, ways) remember which half was not used last.
+
+    Abel and Reineke, RTAS 2013. Empty ways are chosen among as lines are.
+    """
+
+    def clear(self):
+        super().clear()
+        self.points_right = {}
+
+    def choose(self):
+        wanted = [way for way, held in enumerate(self.held) if held is None] or range(self.ways)
+        first, size = 0, self.ways
+        while size > 1:
+            size //= 2
+            halves = {
+                True: range(first + size, first + 2 * size),
+                False: range(first, first + size),
+            }
+            right = self.points_right.get((first, 2 * size), False)
+            right = right if any(way in halves[right] for way in wanted) else not right
+            first = halves[right].start
+        return first
+
+    def used(self, way, is_new):
+        first, size = 0, self.ways
+        while size > 1:
+            half = size // 2
+            is_right = way >= first + half
+            self.points_right[first, size] = not is_right
+            first, size = first + half * is_right, half
+
+
+class RripRow(PlacedRow):
+    """Two-bit SRRIP with hit priority: Jaleel et al., ISCA 2010, figure 4."""
+
+    def clear(self):
+        super().clear()
+        self.distance = [None] * self.ways
+
+    def choose(self):
+        if None in self.held:
+            return self.held.index(None)
+        while 3 not in self.distance:
+            self.distance = [distance + 1 for distance in self.distance]
+        return self.distance.index(3)
+
+    def used(self, way, is_new):
+        self.distance[way] = 2 if is_new else 0
+
+
+class Rows:
+    def __init__(self, sets, ways, kind=LruRow):
         self.sets, self.ways = sets, ways
-        self.rows = [OrderedDict() for _ in range(sets)]
+        self.rows = [kind(ways) for _ in range(sets)]
 
     def row(self, number):
         return self.rows[number % self.sets]
 
     def insert(self, number, key, value):
-        """Insert as newest; return the (key, value) that had to go, if any."""
-        row = self.row(number)
-        gone = row.popitem(last=False) if len(row) == self.ways else None
-        row[key] = value
-        return gone
+        return self.row(number).insert(key, value)
 
     def empty(self):
         for row in self.rows:
             row.clear()
 
-    def discard_if(self, unwanted):
-        for row in self.rows:
-            for key in [key for key in row if unwanted(*key)]:
-                del row[key]
 
-
-class Cache(LruRows):
+class Cache(Rows):
     def __init__(self, spec):
-        super().__init__(spec.size_bytes // 64 // spec.ways, spec.ways)
+        kind = {"lru": LruRow, "tree_plru": TreeRow, "srrip": RripRow}[spec.replacement]
+        super().__init__(spec.size_bytes // 64 // spec.ways, spec.ways, kind)
 
     def get(self, line):
         return self.row(line).get(line)
 
     def newest(self, line):
-        self.row(line).move_to_end(line)
+        self.row(line).use(line)
 
     def lose(self, line):
         return self.row(line).pop(line, None)
 
 
-class Tlb(LruRows):
+class Tlb(Rows):
     """Keys are (page number, size, owner); owner is a root or EVERYBODY."""
 
     def __init__(self, spec):
         super().__init__(spec.entries // spec.ways, spec.ways)
+
+    def discard_if(self, unwanted):
+        for row in self.rows:
+            for key in [key for key in row if unwanted(*key)]:
+                del row[key]
 
     def hit(self, number, size, root):
         row = self.row(number)
@@ -253,7 +351,7 @@ class Twin:
         self.events["references"] += accesses
         side = "itlb" if kind == FETCH else "dtlb"
         walked = self.translate(cpu, side, page)
-        # Whatever the first did, the rest of the run hits.
+        # Whatever the first did, the rest of the run hits, and is no further use of the line.
         self.events[f"{side}_hits"] += accesses - 1
 
         chain = []

@@ -13,25 +13,65 @@ line at t. If it did, it either still does, or has given it up at or after t, in
 says so. So if neither is found, it held no such line and nothing changes. Otherwise the log is
 undone, newest first, down to t: L1 is then exactly as it was before t; the line is dropped, and
 `run_ahead` starts again at t. A second line evicted for the same miss finds the log undone already.
-Every operation that changes a row is logged with all that undoing it takes: the row, the way that
-came to the front, and what that way held.
+Every operation that changes a row is logged with all that undoing it takes (see `replacement`): the
+row, the way entered, what that held, and what the policy knew besides the order. Operations that
+change nothing are not: the last line used is used again, unless its policy counts hits.
 
->>> words = np.arange(8) << FLAG_BITS  # a row of three and what lies beyond
->>> move(words, 0, 3, 2, 9 << FLAG_BITS)  # a fill
->>> _undo(words, 0, 2, 2 << FLAG_BITS)
->>> (words >> FLAG_BITS).tolist()
-[0, 1, 2, 3, 4, 5, 6, 7]
+>>> Ahead.END - Ahead.LENGTH  # the log's length and the place being settled
+2
 """
-
-import numpy as np
-from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart
 from numarep.memory.batch import Batch, kind_of, line_of, served_by
 from numarep.memory.counts import Service
-from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches, move
+from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches
+from numarep.memory.replacement import Policy, counts_hits, enter, room, take_back
 from numarep.memory.vector import at, lowest
-from numarep.memory.view import DIRTY, Ahead, View, first_in, row_of, ways_in
+from numarep.memory.view import DIRTY, Ahead, View, first_in, policy_in, row_of, ways_in
+
+
+@jit
+def _ahead(view: View, batch: Batch, op: int, stop: int, missed: int, is_lru: bool) -> int:
+    """Do as `run_ahead` says; `is_lru` is a constant by which this is compiled twice."""
+    words, ahead, l1 = view.words, view.ahead, view.l1
+    logged = ahead[Ahead.LENGTH]
+    by_l1 = served_by(Service.L1.value, view.node)
+    for each in range(op, stop):
+        line, kind = line_of(batch.ops[at(each)]), kind_of(batch.ops[at(each)])
+        batch.served_by[at(each)] = by_l1
+        tag = line << FLAG_BITS
+        store = kind >> 1
+        first = first_in(l1, kind, line)
+        policy = Policy.LRU.value if is_lru else policy_in(l1, kind)
+        if words[at(first)] | store ^ DIRTY == tag | DIRTY and not counts_hits(policy):
+            continue
+        ways = ways_in(l1, kind)
+        found = matches(words, first, ways, tag, ~FLAGS)
+        is_hit = 1 if found != 0 else 0
+        if is_lru:
+            way = lowest(found | 1 << (ways - 1))
+        else:
+            if counts_hits(policy):
+                ahead[at(Ahead.HIGH + logged)] = words[at(first + ways)]
+                ahead[at(Ahead.LOW + logged)] = words[at(first + ways + 1)]
+            way = lowest(found) if is_hit else room(words, first, ways, policy)
+        old = words[at(first + way)]
+        flags = old & is_hit
+        enter(words, first, ways, policy, way, tag | flags | store, is_hit)
+        ahead[at(Ahead.FIRST + logged)] = first
+        ahead[at(Ahead.WAY + logged)] = way
+        ahead[at(Ahead.OLD + logged)] = old
+        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
+        ahead[at(Ahead.MISSES + missed)] = logged
+        logged += 1
+        missed += (store & ~flags) | (is_hit ^ 1)
+    ahead[Ahead.LENGTH] = logged
+    return missed
+
+
+@jit_apart
+def _ahead_otherwise(view: View, batch: Batch, op: int, stop: int, missed: int) -> int:
+    return _ahead(view, batch, op, stop, missed, False)
 
 
 @jit_apart
@@ -56,41 +96,9 @@ def run_ahead(
     int
         Number of misses logged: accesses to be served by L2, and first stores to clean lines.
     """
-    words, ahead, l1 = view.words, view.ahead, view.l1
-    logged = ahead[Ahead.LENGTH]
-    by_l1 = served_by(Service.L1.value, view.node)
-    for each in range(op, stop):
-        line, kind = line_of(batch.ops[at(each)]), kind_of(batch.ops[at(each)])
-        batch.served_by[at(each)] = by_l1
-        tag = line << FLAG_BITS
-        store = kind >> 1
-        first = first_in(l1, kind, line)
-        if words[at(first)] | store ^ DIRTY == tag | DIRTY:
-            continue
-        ways = ways_in(l1, kind)
-        found = matches(words, first, ways, tag, ~FLAGS)
-        is_hit = 1 if found != 0 else 0
-        way = lowest(found | 1 << (ways - 1))
-        old = words[at(first + way)]
-        flags = old & is_hit
-        move(words, first, ways, way, tag | flags | store)
-        ahead[at(Ahead.FIRST + logged)] = first
-        ahead[at(Ahead.WAY + logged)] = way
-        ahead[at(Ahead.OLD + logged)] = old
-        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
-        ahead[at(Ahead.MISSES + missed)] = logged
-        logged += 1
-        missed += (store & ~flags) | (is_hit ^ 1)
-    ahead[Ahead.LENGTH] = logged
-    return missed
-
-
-@jit
-def _undo(words: NDArray[np.int64], first: int, way: int, old: int) -> None:
-    """Take back that `way` came to the front of a row, in place."""
-    for word in range(first, first + way):
-        words[word] = words[word + 1]
-    words[first + way] = old
+    if view.l1i.policy == Policy.LRU and view.l1d.policy == Policy.LRU:
+        return _ahead(view, batch, op, stop, missed, True)
+    return _ahead_otherwise(view, batch, op, stop, missed)
 
 
 @jit
@@ -112,8 +120,12 @@ def recall(view: View, line: int) -> None:
     """Bring L1 back to where the miss being settled occurred if it may have held a line then."""
     if not _may_hold(view, line):
         return
-    ahead = view.ahead
+    ahead, end_of_l1i = view.ahead, row_of(view, view.cpu, view.l1d, 0)
     for place in range(ahead[Ahead.LENGTH] - 1, ahead[Ahead.SETTLING] - 1, -1):
-        first, way = ahead[Ahead.FIRST + place], ahead[Ahead.WAY + place]
-        _undo(view.words, first, way, ahead[Ahead.OLD + place])
+        first = ahead[Ahead.FIRST + place]
+        l1 = view.l1i if first < end_of_l1i else view.l1d
+        take_back(
+            *(view.words, first, l1.ways, l1.policy, ahead[Ahead.WAY + place]),
+            *(ahead[Ahead.OLD + place], ahead[Ahead.HIGH + place], ahead[Ahead.LOW + place]),
+        )
     ahead[Ahead.LENGTH] = ahead[Ahead.SETTLING]

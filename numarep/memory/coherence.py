@@ -105,14 +105,10 @@ def _downgrade(view: View, domain: int, word: int, line: int) -> None:
 @jit_apart
 def _take(view: View, domain: int, line: int) -> None:
     """Drop another domain's copies, in place."""
-    drop_from(
-        view.words,
-        shared_row_of(view, domain, view.directory, line),
-        view.directory.ways,
-        line,
-    )
+    first = shared_row_of(view, domain, view.directory, line)
+    drop_from(view.words, first, view.directory, line)
     if view.is_victim:
-        drop_from(view.words, shared_row_of(view, domain, view.llc, line), view.llc.ways, line)
+        drop_from(view.words, shared_row_of(view, domain, view.llc, line), view.llc, line)
     drop_in_domain(view, domain, line, ABSENT)
     view.events[Event.REMOTE_INVALIDATIONS] += 1
 
@@ -184,6 +180,6 @@ def _become_owner(view: View, word: int, line: int) -> None:
     view.words[word] = line << FLAG_BITS | as_owner(view.cpu) | (entry & DIRTY)
     if view.is_victim:
         first = shared_row_of(view, view.domain, view.llc, line)
-        copy = drop_from(view.words, first, view.llc.ways, line)
+        copy = drop_from(view.words, first, view.llc, line)
         if copy != EMPTY and copy & DIRTY:
             mark_in(view.words, row_of(view, view.cpu, view.l2, line), view.l2.ways, line, DIRTY)

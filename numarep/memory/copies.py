@@ -6,7 +6,8 @@ recency.
 >>> row = np.array([5 << FLAG_BITS | DIRTY, 7 << FLAG_BITS, EMPTY, *[0] * 5])
 >>> clean_in(row, 0, 3, 5), clean_in(row, 0, 3, 5), bool(mark_in(row, 0, 3, 7, DIRTY))
 (1, 0, True)
->>> drop_from(row, 0, 3, 7) == 7 << FLAG_BITS | DIRTY, drop_from(row, 0, 3, 7) == EMPTY
+>>> cache = new_cache(offset=0, sets=1, ways=3)
+>>> drop_from(row, 0, cache, 7) == 7 << FLAG_BITS | DIRTY, drop_from(row, 0, cache, 7) == EMPTY
 (True, True)
 """
 
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart
-from numarep.memory.recency import EMPTY, FLAG_BITS, drop, find
+from numarep.memory.recency import EMPTY, FLAG_BITS, find
+from numarep.memory.replacement import drop
 from numarep.memory.vector import at
-from numarep.memory.view import ABSENT, DIRTY, Cache, View, domain_of, row_of
+from numarep.memory.view import ABSENT, DIRTY, Cache, View, domain_of, new_cache, row_of
 
 __all__ = [
     "FLAG_BITS",
@@ -28,6 +30,7 @@ __all__ = [
     "drop_in_domain",
     "holder_beside",
     "mark_in",
+    "new_cache",
 ]
 
 
@@ -42,13 +45,13 @@ def clean_in(words: NDArray[np.int64], first: int, ways: int, line: int) -> int:
 
 
 @jit
-def drop_from(words: NDArray[np.int64], first: int, ways: int, line: int) -> int:
+def drop_from(words: NDArray[np.int64], first: int, cache: Cache, line: int) -> int:
     """Drop a line from the row at `first`, in place; return its entry, or EMPTY."""
-    way = find(words, first, ways, line)
+    way = find(words, first, cache.ways, line)
     if way < 0:
         return EMPTY
     entry = int(words[first + way])
-    drop(words, first, ways, way)
+    drop(words, first, cache.ways, cache.policy, way)
     return entry
 
 
@@ -71,7 +74,7 @@ def _clean(view: View, cpu: int, cache: Cache, line: int) -> int:
 @jit
 def _drop(view: View, cpu: int, cache: Cache, line: int) -> int:
     """Drop a line from a CPU's cache, in place; return 1 if it was there, else 0."""
-    entry = drop_from(view.words, row_of(view, cpu, cache, line), cache.ways, line)
+    entry = drop_from(view.words, row_of(view, cpu, cache, line), cache, line)
     return 1 if entry != EMPTY else 0
 
 

@@ -36,7 +36,7 @@ from numarep.memory.tlb import (
     new_tlb,
 )
 from numarep.memory.vector import at, new_words, prefetch
-from numarep.memory.view import View
+from numarep.memory.view import View, may_skip
 from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PMD, PUD, TABLE_SHIFT
 
 WAYS_BITS = 8
@@ -148,8 +148,7 @@ def take(
     """
     base, regions = view.cpu * view.stride, len(hits) // (Kind.STORE + 1)
     size, missed, instructions, last_what, last_line = 0, 0, 0, NONE, NONE
-    # A prefetch may evict the very line that caused it from an LLC of few ways.
-    may_lose = view.prefetch != 0
+    may_lose = not may_skip(view)
     has_functions = len(stream.function) > 0
     record, last = start, len(stream.page) - 1
     while record < stop:

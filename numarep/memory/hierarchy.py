@@ -27,7 +27,8 @@ from numarep.memory.ahead import recall
 from numarep.memory.coherence import ask_owner, own, owner_of, request
 from numarep.memory.copies import clean_in_domain, drop_in_domain, mark_in
 from numarep.memory.counts import Event, Service
-from numarep.memory.recency import EMPTY, FLAG_BITS, find, push, touch
+from numarep.memory.recency import EMPTY, FLAG_BITS, find
+from numarep.memory.replacement import push, touch
 from numarep.memory.vector import LANES, at, prefetch
 from numarep.memory.victim import access_victim, leave_l2
 from numarep.memory.view import ABSENT, DIRTY, Cache, View, node_of, row_of, shared_row_of
@@ -63,9 +64,9 @@ def write_down(view: View, victim: int) -> None:
 def _expect_row(view: View, first: int, cache: Cache) -> None:
     """Have the host fetch a row."""
     prefetch(view.words, first)
-    if cache.ways > LANES:
+    if cache.pitch > LANES:
         prefetch(view.words, first + LANES)
-        if cache.ways > 2 * LANES:
+        if cache.pitch > 2 * LANES:
             prefetch(view.words, first + 2 * LANES)
 
 
@@ -97,7 +98,7 @@ def access_l2(view: View, line: int, write: bool, row: int) -> tuple[int, int]:
     first = row_of(view, view.cpu, view.l2, line)
     way = find(view.words, first, view.l2.ways, line)
     if way >= 0:
-        touch(view.words, first, view.l2.ways, way)
+        touch(view.words, first, view.l2.ways, view.l2.policy, way)
         return Service.L2.value, view.node
     return _fill_l2(view, line, write, first, row)
 
@@ -110,7 +111,7 @@ def _fill_l2(view: View, line: int, write: bool, first: int, row: int) -> tuple[
         service, node, flags = access_victim(view, line, write, row)
     else:
         service, node = _access_llc(view, line, write, row)
-    victim = push(view.words, first, view.l2.ways, line << FLAG_BITS | flags)
+    victim = push(view.words, first, view.l2.ways, view.l2.policy, line << FLAG_BITS | flags)
     if victim != EMPTY:
         view.events[Event.L2_EVICTIONS] += 1
         if view.is_victim:
@@ -135,15 +136,15 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
     """Look up an inclusive LLC, in its row at `first`, for L2, filling it on a miss."""
     way = find(view.words, first, view.llc.ways, line)
     if way >= 0:
-        touch(view.words, first, view.llc.ways, way)
-        owner = owner_of(view.words[at(first)])
+        word = first + touch(view.words, first, view.llc.ways, view.llc.policy, way)
+        owner = owner_of(view.words[at(word)])
         if owner not in (view.cpu, ABSENT):
-            if ask_owner(view, first, line) != 0:
-                view.words[first] |= DIRTY
+            if ask_owner(view, word, line) != 0:
+                view.words[word] |= DIRTY
             return Service.PEER.value, node_of(view, owner)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
-    victim = push(view.words, first, view.llc.ways, line << FLAG_BITS | state)
+    victim = push(view.words, first, view.llc.ways, view.llc.policy, line << FLAG_BITS | state)
     if victim != EMPTY:
         _evict(view, victim)
     return service, node

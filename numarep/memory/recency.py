@@ -27,7 +27,8 @@ from numarep.jit import jit
 from numarep.memory.vector import LANES, at, lowest, match, rotate
 
 # Numba links constants used in doctests too.
-__all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push", "touch"]
+__all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push"]
+__all__ += ["take_back", "touch"]
 
 EMPTY = -1
 FLAG_BITS = 11  # a line is below 2^51, so 62 bits in all
@@ -102,3 +103,18 @@ def drop(words: NDArray[np.int64], first: int, ways: int, way: int) -> None:
     for word in range(first + way, last):
         words[word] = words[word + 1]
     words[last] = EMPTY
+
+
+@jit
+def take_back(words: NDArray[np.int64], first: int, way: int, old: int) -> None:
+    """Undo that `way`, which held `old`, came to the front of a row, in place.
+
+    >>> words = np.arange(8) << FLAG_BITS  # a row of three and what lies beyond
+    >>> move(words, 0, 3, 2, 9 << FLAG_BITS)  # a fill
+    >>> take_back(words, 0, 2, 2 << FLAG_BITS)
+    >>> (words >> FLAG_BITS).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    for word in range(first, first + way):
+        words[word] = words[word + 1]
+    words[first + way] = old

@@ -2,9 +2,9 @@
 
 `new_system` builds it from a `MachineSpec`, `run` feeds one CPU records of a stream (see `passes`
 for many times over, and several CPUs at once), `flush` empties everything. The state is canonical:
-two systems that will behave alike from now on hold equal arrays (LRU is the order within a row, the
-interval analysis remembers only what is left of its window), all of them slices of one int64
-buffer.
+two systems that will behave alike from now on hold equal arrays (LRU is the order within a row,
+see `replacement`; the interval analysis remembers only what is left of its window), all of them
+slices of one int64 buffer.
 
 A call of `run` is one CPU's turn: at any moment one CPU runs.
 
@@ -55,6 +55,7 @@ from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
 from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
+from numarep.memory.replacement import Policy
 from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import new_words
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
@@ -118,8 +119,8 @@ def _placed(caches: Iterable[CacheSpec], start: int) -> tuple[tuple[Cache, ...],
     """Place caches one after the other; return them and where they end."""
     placed = []
     for cache in caches:
-        placed.append(new_cache(start, cache.sets, cache.ways))
-        start += cache.sets * pitch_of(cache.ways)
+        placed.append(new_cache(start, cache.sets, cache.ways, Policy[cache.replacement.upper()]))
+        start += cache.sets * placed[-1].pitch
     return tuple(placed), start
 
 

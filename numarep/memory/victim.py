@@ -17,9 +17,10 @@
 - The LLC writes what it evicts dirty to DRAM. A store drops the LLC's copy, taking dirty data over.
 - Fills go from the filter inwards: filter, L2, L1.
 
-Source: Optimization Reference Manual, Skylake Server: non-inclusive LLC, filled by L2 victims,
-which keeps or gives up what it serves as the line is shared or not. Assumed: exactly so (a line in
-other cores' L2s counts as shared); L2 tells the filter of every eviction; L2 includes L1, though
+Source: Cornell Virtual Workshop, "Last Level Cache" (Skylake, Cascade Lake): non-inclusive, it
+holds mainly what left the L2s, and a snoop filter tracks what is in these. Assumed: it gives up
+what it serves unless other cores' L2s hold it, too (AMD says so of Bulldozer's L3, Arm of the
+DSU's; of Intel's no text was found); L2 tells the filter of every eviction; L2 includes L1, though
 CPUID says it need not: a line in L1 alone would be out of the filter's sight.
 
 >>> line, evicted = 5, 5 << FLAG_BITS | DIRTY  # by L2; its filter entry says who may have it
@@ -40,7 +41,8 @@ from numarep.memory.copies import (
     mark_in,
 )
 from numarep.memory.counts import Event, Service
-from numarep.memory.recency import EMPTY, FLAG_BITS, drop, find, push, touch
+from numarep.memory.recency import EMPTY, FLAG_BITS, find
+from numarep.memory.replacement import drop, push, touch
 from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, View, node_of, shared_row_of
 
 __all__ = ["ABSENT", "access_victim", "leave_l2"]
@@ -59,7 +61,7 @@ def _allocate(view: View, entry: int) -> None:
     first = _llc_row(view, line)
     if mark_in(view.words, first, view.llc.ways, line, flags):
         return
-    gone = push(view.words, first, view.llc.ways, line << FLAG_BITS | flags)
+    gone = push(view.words, first, view.llc.ways, view.llc.policy, line << FLAG_BITS | flags)
     if gone != EMPTY:
         view.events[Event.LLC_EVICTIONS] += 1
         view.events[Event.WRITEBACKS] += gone & DIRTY
@@ -89,7 +91,7 @@ def leave_l2(view: View, entry: int) -> None:
     right = 0
     if holder_beside(view, line) == ABSENT:
         first = shared_row_of(view, view.domain, view.directory, line)
-        right = drop_from(view.words, first, view.directory.ways, line) & NOT_ALONE
+        right = drop_from(view.words, first, view.directory, line) & NOT_ALONE
     _allocate(view, line << FLAG_BITS | right | (DIRTY if dirty != 0 else 0))
 
 
@@ -108,19 +110,20 @@ def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, 
     """
     way = find(view.words, first, view.directory.ways, line)
     if way >= 0:
-        touch(view.words, first, view.directory.ways, way)
-        return _share(view, line, write, first)
+        way = touch(view.words, first, view.directory.ways, view.directory.policy, way)
+        return _share(view, line, write, first + way)
     here = _llc_row(view, line)
     way = find(view.words, here, view.llc.ways, line)
     if way >= 0:
         entry = int(view.words[here + way])
-        drop(view.words, here, view.llc.ways, way)
+        drop(view.words, here, view.llc.ways, view.llc.policy, way)
         service, node, flags = Service.LLC.value, view.node, entry & DIRTY
         state = entry & NOT_ALONE if entry & NOT_ALONE else as_owner(view.cpu)
     else:
         service, node, state = request(view, line, write)
         flags = 0
-    gone = push(view.words, first, view.directory.ways, line << FLAG_BITS | state)
+    entry = line << FLAG_BITS | state
+    gone = push(view.words, first, view.directory.ways, view.directory.policy, entry)
     if gone != EMPTY:
         _leave_filter(view, gone)
     return service, node, flags
@@ -139,6 +142,6 @@ def _share(view: View, line: int, write: bool, word: int) -> tuple[int, int, int
     here = _llc_row(view, line)
     way = find(view.words, here, view.llc.ways, line)
     if way >= 0:
-        touch(view.words, here, view.llc.ways, way)
+        touch(view.words, here, view.llc.ways, view.llc.policy, way)
         return Service.LLC.value, view.node, 0
     return Service.PEER.value, node_of(view, holder_beside(view, line)), 0

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit
 from numarep.memory.batch import BATCH, NODE_BITS
-from numarep.memory.recency import FLAG_BITS, pitch_of
+from numarep.memory.recency import FLAG_BITS
+from numarep.memory.replacement import Policy, counts_hits, words_of
 from numarep.memory.vector import at
 from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
@@ -58,12 +59,13 @@ class Cache(NamedTuple):
     mask: int  # sets - 1 of a power of two, else -1
     inverse: float  # 1 / sets
     pitch: int  # words from row to row
+    policy: int  # see `replacement`
 
 
-def new_cache(offset: int, sets: int, ways: int) -> Cache:
+def new_cache(offset: int, sets: int, ways: int, policy: int = Policy.LRU) -> Cache:
     """Return the place of a cache."""
     mask = sets - 1 if sets & (sets - 1) == 0 else -1
-    return Cache(offset, sets, ways, mask, 1.0 / sets, pitch_of(ways))
+    return Cache(offset, sets, ways, mask, 1.0 / sets, words_of(ways, policy), int(policy))
 
 
 class At(IntEnum):
@@ -74,6 +76,7 @@ class At(IntEnum):
     MASK = 2
     PITCH = 3
     WAYS = 4
+    POLICY = 5  # of caches
 
 
 AT_BITS = 3  # of the words a row of such a table is long
@@ -83,7 +86,8 @@ def table_of(start: int, structures: Sequence[Any]) -> NDArray[np.int64]:
     """Return where caches or TLBs of the CPU whose block is at `start` lie, int64[n * 8]."""
     table = np.zeros((len(structures), 1 << AT_BITS), np.int64)
     for row, each in enumerate(structures):
-        place = (start + each.offset, each.sets, each.mask, each.pitch, each.ways)
+        policy = each.policy if isinstance(each, Cache) else Policy.LRU
+        place = (start + each.offset, each.sets, each.mask, each.pitch, each.ways, policy)
         table[row, : len(place)] = place
     return table.reshape(-1)
 
@@ -103,6 +107,12 @@ def ways_in(table: NDArray[np.int64], which: int) -> int:
     return int(table[at((which << AT_BITS) + At.WAYS)])
 
 
+@jit
+def policy_in(table: NDArray[np.int64], which: int) -> int:
+    """Return the replacement policy of one of the caches."""
+    return int(table[at((which << AT_BITS) + At.POLICY)])
+
+
 LOG = BATCH * (MAX_LEVELS + 1)  # operations of a batch
 
 
@@ -119,9 +129,11 @@ class Ahead(IntEnum):
     OP = 3 * LOG  # the operation's number << 1 | 1 if it hit
     ROW = 4 * LOG  # of a miss, the row in the own directory where its line belongs
     MISSES = 5 * LOG  # places in the log of what L1 couldn't settle
-    LENGTH = 6 * LOG  # of the log
-    SETTLING = 6 * LOG + 1  # place of the miss being settled
-    END = 6 * LOG + 2
+    HIGH = 6 * LOG  # what the words behind the row's ways were, if its policy has any
+    LOW = 7 * LOG
+    LENGTH = 8 * LOG  # of the log
+    SETTLING = 8 * LOG + 1  # place of the miss being settled
+    END = 8 * LOG + 2
 
 
 class View(NamedTuple):
@@ -157,6 +169,16 @@ class View(NamedTuple):
     ahead: NDArray[np.int64]
     l1: NDArray[np.int64]
     prefetch: int
+
+
+@jit
+def may_skip(view: View) -> bool:
+    """Tell whether an access just like the one before it surely hits L1 and changes nothing.
+
+    A prefetch may evict the very line that caused it from an LLC of few ways.
+    """
+    is_counted = counts_hits(view.l1i.policy) or counts_hits(view.l1d.policy)
+    return view.prefetch == 0 and not is_counted
 
 
 @jit

@@ -20,15 +20,23 @@ def _require_few_ways(ways: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSpec(Spec):
-    """A set-associative cache of 64-byte lines; the row is `line % sets`."""
+    """A set-associative cache of 64-byte lines; the row is `line % sets`.
+
+    `replacement` is which line of a row makes room for another (see memory.replacement).
+    """
 
     size_bytes: int
     ways: int
+    replacement: Literal["lru", "tree_plru", "srrip"] = "lru"
 
     def __post_init__(self) -> None:
         """Refuse a geometry that can't exist."""
         require_positive(self, "size_bytes", "ways")
         _require_few_ways(self.ways)
+        require(
+            self.replacement != "tree_plru" or self.ways & (self.ways - 1) == 0,
+            f"ways: expected a power of two of a cache with tree_plru, got {self.ways}",
+        )
         require(
             self.size_bytes % (self.ways * LINE_BYTES) == 0,
             f"size_bytes: {self.size_bytes} is not a whole number of sets of {self.ways} ways "

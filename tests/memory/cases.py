@@ -43,12 +43,29 @@ VPNS = [
 ]
 
 
-def cache(sets: int, ways: int) -> CacheSpec:
-    return CacheSpec(size_bytes=sets * ways * 64, ways=ways)
+def cache(sets: int, ways: int, **more) -> CacheSpec:
+    return CacheSpec(size_bytes=sets * ways * 64, ways=ways, **more)
 
 
 def llc(sets: int, ways: int, **more) -> LlcSpec:
     return LlcSpec(size_bytes=sets * ways * 64, ways=ways, **more)
+
+
+POLICIES = ("lru", "tree_plru", "srrip")
+
+
+def with_policies(rng: random.Random, machine: MachineSpec) -> MachineSpec:
+    """Give every cache any policy its ways allow."""
+
+    def any_policy(spec):
+        is_power = spec.ways & (spec.ways - 1) == 0
+        return replace(spec, replacement=rng.choice(POLICIES if is_power else ["lru", "srrip"]))
+
+    outer = any_policy(machine.llc)
+    if outer.snoop_filter is not None:
+        outer = replace(outer, snoop_filter=any_policy(outer.snoop_filter))
+    inner = {name: any_policy(getattr(machine, name)) for name in ("l1i", "l1d", "l2")}
+    return replace(machine, llc=outer, **inner)
 
 
 def random_llc(rng: random.Random, l2: CacheSpec) -> LlcSpec:
@@ -220,7 +237,10 @@ def random_case(seed: int, records: int) -> Case:
         turns.append((rng.randrange(len(cpu_nodes)), random_records(rng, len(pages), size)))
         records -= size
     ends = np.cumsum([FRAMES_PER_NODE] * nodes)
-    return Case(small_machine(rng, nodes), cpu_nodes, ends, pages, turns)
+    machine = small_machine(rng, nodes)
+    if rng.random() < 0.7:
+        machine = with_policies(rng, machine)
+    return Case(machine, cpu_nodes, ends, pages, turns)
 
 
 def run_core(case: Case, system=None):

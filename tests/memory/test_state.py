@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from numarep.memory.counts import Event
 from numarep.memory.recency import EMPTY, FLAG_BITS, FLAGS
+from numarep.memory.replacement import MORE_WORDS, Policy
 from numarep.memory.system import System, run
 from numarep.memory.view import DIRTY, FORWARD, NOT_ALONE, OWNER, OWNER_SHIFT, SHARED, Cache
 from numarep.spec import PrefetchSpec
@@ -25,9 +26,16 @@ def flags_in(system: System, block: int, structure: Cache) -> dict[int, int]:
     rows = system.words[first : first + structure.sets * structure.pitch]
     held: dict[int, int] = {}
     for row, words in enumerate(rows.reshape(structure.sets, structure.pitch)):
-        assert (words[structure.ways :] == EMPTY).all()
-        full = [int(word) for word in words if word != EMPTY]
-        assert (words[len(full) :] == EMPTY).all(), "a gap"
+        ways, beyond = words[: structure.ways], words[structure.ways :]
+        full = [int(word) for word in ways if word != EMPTY]
+        if structure.policy == Policy.LRU:
+            assert (ways[len(full) :] == EMPTY).all(), "a gap"
+        if structure.policy == Policy.SRRIP:
+            unused = sum(1 << way for way, word in enumerate(ways) if word == EMPTY)
+            unused |= -1 << structure.ways
+            assert all(int(bits) & unused == unused for bits in beyond[:MORE_WORDS])
+            beyond = beyond[MORE_WORDS:]
+        assert (beyond == EMPTY).all()
         for word in full:
             assert word >> FLAG_BITS not in held
             assert (word >> FLAG_BITS) % structure.sets == row

@@ -77,7 +77,12 @@ def remote_pairs(cases: pl.LazyFrame) -> pl.DataFrame:
     """
     if not (_kept and _kept[0][0] is cases):
         order = ("workload", "cache_state", "replication", "seed", "run_id")
-        found = pairs(cases).filter("remote").sort(order).drop("status", "error", "pair_id")
+        found = (
+            pairs(cases)
+            .filter("remote")
+            .sort(order)
+            .drop("status", "error", "pair_id", strict=False)
+        )
         _kept[:] = [(cases, found.collect())]
     return _kept[0][1]
 

@@ -8,11 +8,14 @@ Where pycachesim is installed, its three cache levels (no TLB, no walks, no seco
 only) run over the same references in the same process, in turns with ours, since hosts are shared;
 `ratio` and `raw_ratio` are its time over ours. Times are CPU time, the best of all rounds.
 
+Rows with `tree_plru` are each replacement policy in every cache (LLC of 16 ways), in turns.
+
 The first line is what compiling takes: CPU time of a first run with an empty cache and with a
 full one, imports set aside.
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -36,6 +39,7 @@ from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
 from tests.memory.real import bundled
 
 CONF = Path(__file__).parents[2] / "conf"
+POLICIES = ("lru", "tree_plru", "srrip")
 TEXT_PAGES, DATA_PAGES = 512, 16384
 ZIPF = 0.9
 FUNCTIONS = 1000  # counted one by one; a bundled window runs some hundred
@@ -187,6 +191,33 @@ def compile_seconds() -> dict[str, float]:
         }
 
 
+def with_policy(machine: MachineSpec, policy: str) -> MachineSpec:
+    """The machine with one replacement policy in every cache; an inclusive LLC gets 16 ways."""
+    sized = {"size_bytes": machine.llc.sets * 16 * LINE_BYTES, "ways": 16}
+    caches: dict[str, Any] = {
+        name: dataclasses.replace(getattr(machine, name), replacement=policy)
+        for name in ("l1i", "l1d", "l2")
+    }
+    llc = dataclasses.replace(machine.llc, replacement=policy, **sized)
+    return dataclasses.replace(machine, llc=llc, **caches)
+
+
+def policy_row(
+    machine: MachineSpec, name: str, stream: Stream, translations: Translations, rounds: int
+) -> dict[str, Any]:
+    """Speed of each replacement policy, taking turns; `ratio` is the slowest's to the fastest's."""
+    ends = np.arange(1, machine.nodes + 1) << 22
+    machines = [with_policy(machine, policy) for policy in POLICIES]
+    best = best_of(rounds, [ours(each, stream, translations, ends) for each in machines])
+    speed = {
+        policy: round(len(stream.kind) / spent / 1e6, 2)
+        for policy, spent in zip(POLICIES, best, strict=True)
+        if spent is not None
+    }
+    ratio = round(min(speed.values()) / max(speed.values()), 2)
+    return {"stream": name, "million_records_per_s": speed, "ratio": ratio}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=2_000_000)
@@ -200,6 +231,9 @@ def main() -> None:
         for name in ("hostile", "moderate", "local")
     ]
     print(json.dumps(compile_seconds()), flush=True)
+    for name, stream, translations, _ in streams:
+        row = policy_row(machine, name, stream, translations, arguments.rounds)
+        print(json.dumps(row), flush=True)
     for name, stream, translations, ends in [*streams, *bundled_streams()]:
         passes = (
             ours(machine, stream, translations, ends),

@@ -30,6 +30,8 @@ GAINS_SHOWN = 120
 TITLE = "Gain of replication in %, CPU on another node than the kernel's"
 # Spread over, not told apart.
 _SPREAD = {"kernel.layout_seed"}
+_PLACE = ("machine", "kernel", "layout", "cache_state", "home_llc", "cpu_node", "seed", "status")
+_BOOT = '"kind":"boot"'
 _OWN = ("workload", "cache_state")
 _TITLES = {"workload": "workload", "cache_state": "caches"}
 PROTOCOL = """\
@@ -80,12 +82,17 @@ def with_published(table: pl.DataFrame, *first: str) -> pl.DataFrame:
 
 
 def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
-    """Print the table, or the runs themselves where no run has its baseline."""
-    paired = _paired(runs)
+    """Print the table, or the runs themselves where no run has its baseline.
+
+    Boots are listed, too: without replication nothing is added to one, so no gain has a meaning.
+    """
+    is_boot = pl.col("spec").str.contains(_BOOT, literal=True).fill_null(value=False)
+    boots = runs.lazy().filter(is_boot).collect().lazy()
+    paired = _paired(runs.lazy().filter(~is_boot))
     table = _gains(paired)
-    if table.is_empty():
-        console.print(_run_table(runs.lazy()))
-    else:
+    if table.is_empty() or boots.collect().height:
+        console.print(_run_table(cases(runs.lazy() if table.is_empty() else boots)))
+    if not table.is_empty():
         console.print(_gain_table(table))
         console.print(_protocol(paired), highlight=False, markup=False)
     tally = runs.lazy().select(all=pl.len(), failed=(pl.col("status") == "failed").sum())
@@ -241,13 +248,18 @@ def _short(names: Sequence[str]) -> list[str]:
     return [s if last.count(s) == 1 else name for s, name in zip(last, names, strict=True)]
 
 
-def _run_table(runs: pl.LazyFrame) -> Table:
-    names = ("run_id", "workload", "cache_state", "replication", "cpu_node", "seed", "status")
-    listed = runs.select(*names, "time_ns").sort(*names[1:], "run_id").collect()
-    table = Table(*names, "time_us", caption=_left_out(listed.height, ROWS_SHOWN))
-    for row in listed.head(ROWS_SHOWN).iter_rows(named=True):
+def _run_table(known: pl.LazyFrame) -> Table:
+    """List runs by workload, policy and all else that tells them apart."""
+    listed = known.collect()
+    varying = [name for name in _PLACE if listed[name].n_unique() > 1]
+    names = list(dict.fromkeys(("workload", "replication", *varying, *_told_apart(listed))))
+    table = Table(box=box.SIMPLE_HEAD, caption=_left_out(listed.height, ROWS_SHOWN))
+    for title in _short(names):
+        table.add_column(escape(title.replace("_", " ")), overflow="fold")
+    table.add_column("us", justify="right")
+    for row in listed.sort(*names, "run_id").head(ROWS_SHOWN).iter_rows(named=True):
         time = "" if row["time_ns"] is None else f"{row['time_ns'] / 1000:.2f}"
-        table.add_row(*(str(row[name]) for name in names), time)
+        table.add_row(*(escape(str(row[name])) for name in names), time)
     return table
 
 

@@ -30,6 +30,8 @@ from numarep.spec import RunSpec, SpecError, nearest
 
 DEFAULT_STUDY = "seed_table"
 EXECUTOR = "executor"
+# Axes below this are policies' own, so a study's baseline is run without them.
+BASELINE_OF = "replication"
 # Not configuration: where it comes from and where it goes.
 STUDY, OUT = "study", "out"
 _KEYS = (*(f.name for f in fields(RunSpec)), EXECUTOR, STUDY, OUT)
@@ -85,10 +87,14 @@ def expand(arguments: Sequence[str]) -> Study:
         typed = {o.get_key_element(): o for o in (_parse(parser, a) for a in arguments)}
         name = _single(typed.pop(STUDY, None), DEFAULT_STUDY)
         out = Path(_single(typed.pop(OUT, None), f"results/{name}"))
-        axes = _axes(name)
+        axes, baseline = _read(name)
         overrides = {key: _parse(parser, f"{key}={value}") for key, value in axes.items()} | typed
         try:
             points, executor = _points(overrides)
+            if baseline:
+                at = {k: o for k, o in overrides.items() if k.split(".")[0] != BASELINE_OF}
+                at[BASELINE_OF] = _parse(parser, f"{BASELINE_OF}={baseline}")
+                points = _points(at)[0] + points
         except (HydraException, OmegaConfBaseException) as error:
             raise SpecError(_one_line(error)) from None
     return Study(name, out, executor, points, list(arguments), axes)
@@ -143,8 +149,8 @@ def _single(override: Override | None, default: str) -> str:
     return str(override.get_value_string()).strip("'\"")
 
 
-def _axes(name: str) -> dict[str, str]:
-    """Read a study's axes as override values."""
+def _read(name: str) -> tuple[dict[str, str], str | None]:
+    """Read a study: its axes as override values, and the policy it takes as baseline, if any."""
     if name not in studies():
         raise SpecError(f"study: no such study {name!r}{nearest(name, studies())}")
     path = folder("sweeps") / f"{name}.yaml"
@@ -153,9 +159,10 @@ def _axes(name: str) -> dict[str, str]:
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not YAML ({_one_line(error)})") from None
     axes = content.get("axes") if isinstance(content, dict) else None
-    if not isinstance(axes, dict) or set(content) != {"axes"}:
-        raise SpecError(f"{path}: expected one mapping, 'axes'")
-    return {str(key): _typed(value) for key, value in axes.items()}
+    if not isinstance(axes, dict) or not {"axes"} <= set(content) <= {"axes", "baseline"}:
+        raise SpecError(f"{path}: expected a mapping, 'axes', and perhaps a policy, 'baseline'")
+    baseline = content.get("baseline")
+    return {str(k): _typed(v) for k, v in axes.items()}, None if baseline is None else str(baseline)
 
 
 def _typed(value: Any) -> str:

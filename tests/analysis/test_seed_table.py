@@ -198,6 +198,25 @@ def test_runs_without_a_baseline_are_listed() -> None:
     assert "2 runs, 1 failed" in text
 
 
+def test_boots_are_listed_with_their_times_and_gain_nothing() -> None:
+    """Without replication nothing is added to a boot, so its baseline is no time to compare."""
+    boots = frame(run("boot", "cold", "none", 16.0), run("boot", "cold", "series", 2.5e6))
+    spec = pl.col("spec").str.replace("{", '{"workload":{"kind":"boot"},', literal=True)
+    text = printed(boots.with_columns(spec))
+    assert "Gain" not in text
+    assert "2500.00" in text
+    both = printed(pl.concat([study(), boots.with_columns(spec)]))
+    assert "2500.00" in both
+    assert "Gain" in both
+
+
+def test_a_list_of_runs_says_what_varies() -> None:
+    text = printed(frame(*(run("kill", "hot", "series", 9.0, ghz=ghz) for ghz in (2.6, 3.0))))
+    assert "ghz" in text
+    assert "3.0" in text
+    assert "cpu node" not in text
+
+
 def test_many_runs_are_cut() -> None:
     many = [run("kill", "hot", "none", 1.0, seed=seed) for seed in range(50)]
     assert "and 10 more" in printed(frame(*many))

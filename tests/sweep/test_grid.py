@@ -66,6 +66,14 @@ def test_default_study_covers_the_published_table() -> None:
     assert len(study.points) == 7 * 2 * 2 * 2 * 2
 
 
+def test_a_studys_baseline_runs_at_every_point_without_its_policys_axes() -> None:
+    points = expand(["study=ablation", "workload=kill", "replication=lazy"]).points
+    plain = [point for point in points if point["replication"]["name"] == "none"]
+    assert [point["cache_state"] for point in plain] == ["hot", "cold"]
+    assert plain[0]["replication"] == expand(["study=single"]).points[0]["replication"]
+    assert len(points) == 2 + 2 * 2**4
+
+
 @pytest.mark.parametrize("name", studies())
 def test_every_study_expands_and_parses(name: str) -> None:
     study = expand([f"study={name}"])

@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
+from numarep.memory.vector import at
 from numarep.units import MAX_LEVELS
 
 BATCH = 64
 RECORD_BITS = 6
+MARK_BITS = 5
+MARKS = 1 << MARK_BITS  # of records in a word
 KIND_BITS = 2
 KIND_MASK = (1 << KIND_BITS) - 1
 NODE_BITS = 8
@@ -46,7 +49,8 @@ class Batch(NamedTuple):
     what : page << 2 | kind; passed : instructions of the records before it (and one more, of all);
     reads : table entries its walk reads; chain : its first operation, if any record walked;
     function : of `Stream`;
-    is_marked : 1 if it did anything but hit L1 without a walk; `tally` leaves both 0.
+    marked : a bit for each that did anything but hit L1 without a walk (see `mark`), int64[BATCH];
+    `tally` leaves both 0.
     missed, walks : records that missed the first TLB, and that walk.
     Of each walk, int64[5 * BATCH]: walk_line, walk_level : what it reads.
     Of each operation (the reads of a record's walk, then the access itself), int64[6 * BATCH]:
@@ -59,7 +63,7 @@ class Batch(NamedTuple):
     passed: NDArray[np.int64]
     reads: NDArray[np.int64]
     chain: NDArray[np.int64]
-    is_marked: NDArray[np.int64]
+    marked: NDArray[np.int64]
     missed: NDArray[np.int64]
     walks: NDArray[np.int64]
     walk_line: NDArray[np.int64]
@@ -86,6 +90,12 @@ def operation(line: int, record: int, kind: int) -> int:
 def served_by(service: int, node: int) -> int:
     """Pack which level served an operation, and on which node."""
     return service << NODE_BITS | node
+
+
+@jit
+def mark(batch: Batch, record: int) -> None:
+    """Have `tally` visit a record, in place."""
+    batch.marked[at(record >> MARK_BITS)] |= 1 << (record & (MARKS - 1))
 
 
 @jit

@@ -29,7 +29,16 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart, jit_entry
 from numarep.memory.ahead import run_ahead
-from numarep.memory.batch import NODE_BITS, Batch, Stream, kind_of, line_of, record_of, served_by
+from numarep.memory.batch import (
+    NODE_BITS,
+    Batch,
+    Stream,
+    kind_of,
+    line_of,
+    mark,
+    record_of,
+    served_by,
+)
 from numarep.memory.counts import Event
 from numarep.memory.front import PAGE_BITS, Of, take
 from numarep.memory.hierarchy import access_l2, expect, make_exclusive, write_down
@@ -93,7 +102,7 @@ def _access(view: View, batch: Batch, ops: int) -> None:
                 missed = run_ahead(view, batch, number, ops, each)
                 _expect_all(view, batch, each, missed)
             batch.served_by[at(number)] = served_by(service, node)
-            batch.is_marked[at(record_of(op))] = 1
+            mark(batch, record_of(op))
             write_down(view, ahead[at(Ahead.OLD + place)])
         if is_store:
             make_exclusive(view, line, ahead[at(Ahead.ROW + place)])

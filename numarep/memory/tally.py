@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart, jit_within
-from numarep.memory.batch import KIND_BITS, KIND_MASK, NODE_BITS, Batch
+from numarep.memory.batch import KIND_BITS, KIND_MASK, MARK_BITS, MARKS, NODE_BITS, Batch
 from numarep.memory.counts import Access, Overlap, Service
 from numarep.memory.front import PAGE_BITS, Of
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
-from numarep.memory.vector import at, prefetch
+from numarep.memory.vector import at, lowest, prefetch
 from numarep.units import MAX_LEVELS
 
 ACCESSES, SERVICES, OVERLAPS = len(Access), len(Service), len(Overlap)
@@ -122,31 +122,33 @@ def tally(
     """Count what `front` counted wrong, in place; return what is left of the window."""
     since, listed = 0, 0
     regions = len(hits) // (Kind.STORE + 1)
-    for record in range(size):
-        if batch.is_marked[record] == 0:
-            continue
-        what = batch.what[record]
-        kind, region = what & KIND_MASK, pages[at((what >> KIND_BITS << PAGE_BITS) + Of.REGION)]
-        left = left_now(left, batch.passed[record], since)
-        since = batch.passed[record]
-        first = batch.chain[record] if walks > 0 else record
-        last = first + batch.reads[record]
-        batch.is_marked[record], batch.reads[record] = 0, 0
-        is_long = _is_long(batch, first, last, kind)
-        overlap = overlap_of(kind, is_long, left)
-        left = window_after(kind, is_long, overlap, left, reorder_window)
-        hits[at(kind * regions + region)] -= 1
-        access = kind + Access.FETCH_WALK
-        _count_walk(served, nodes, regions, region, batch, first, last, access, overlap)
-        by = batch.served_by[at(last)]
-        own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
-        cell = _cell(regions, nodes, kind, 0, region)
-        served[at(cell + _place(nodes, by, own))] += 1
-        if len(functions) > 0:
-            function = batch.function[record]
-            listed = _list_function(
-                functions, nodes, function, batch, listed, first, last, kind, overlap, own
-            )
+    for word in range((size + MARKS - 1) >> MARK_BITS):
+        marked, batch.marked[word] = batch.marked[word], 0
+        while marked != 0:
+            record = word << MARK_BITS | lowest(marked)
+            marked &= marked - 1
+            what = batch.what[at(record)]
+            kind, region = what & KIND_MASK, pages[at((what >> KIND_BITS << PAGE_BITS) + Of.REGION)]
+            left = left_now(left, batch.passed[at(record)], since)
+            since = batch.passed[at(record)]
+            first = batch.chain[at(record)] if walks > 0 else record
+            last = first + batch.reads[at(record)]
+            batch.reads[at(record)] = 0
+            is_long = _is_long(batch, first, last, kind)
+            overlap = overlap_of(kind, is_long, left)
+            left = window_after(kind, is_long, overlap, left, reorder_window)
+            hits[at(kind * regions + region)] -= 1
+            access = kind + Access.FETCH_WALK
+            _count_walk(served, nodes, regions, region, batch, first, last, access, overlap)
+            by = batch.served_by[at(last)]
+            own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+            cell = _cell(regions, nodes, kind, 0, region)
+            served[at(cell + _place(nodes, by, own))] += 1
+            if len(functions) > 0:
+                function = batch.function[at(record)]
+                listed = _list_function(
+                    functions, nodes, function, batch, listed, first, last, kind, overlap, own
+                )
     for each in range(listed):
         functions[at(batch.cells[each])] += 1
     return left_now(left, batch.passed[at(size)], since)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit_apart, jit_within
-from numarep.memory.batch import KIND_BITS, KIND_MASK, Batch, line_of, new_batch, operation
+from numarep.memory.batch import KIND_BITS, KIND_MASK, Batch, line_of, mark, new_batch, operation
 from numarep.memory.counts import Event
 from numarep.memory.front import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
 from numarep.memory.kinds import Kind
@@ -85,7 +85,7 @@ def translate(
             *(view, pscs, vpn, leaf, root, pages, page + Of.TABLE),
             *(batch.walk_line, batch.walk_level, each * MAX_LEVELS),
         )
-        batch.is_marked[at(record)] = 1
+        mark(batch, record)
     return walks
 
 

@@ -17,8 +17,8 @@ from numarep.jit import jit
 from numarep.memory.vector import at
 from numarep.units import MAX_LEVELS
 
-BATCH = 64
-RECORD_BITS = 6
+BATCH = 128
+RECORD_BITS = 7
 MARK_BITS = 5
 MARKS = 1 << MARK_BITS  # of records in a word
 KIND_BITS = 2

@@ -33,7 +33,7 @@ from numarep.memory.vector import LANES, at, prefetch
 from numarep.memory.victim import access_victim, leave_l2
 from numarep.memory.view import ABSENT, DIRTY, Cache, View, node_of, row_of, shared_row_of
 
-__all__ = ["access_l2", "expect", "make_exclusive", "prefetch_l2", "write_down"]
+__all__ = ["access_l2", "expect", "expect_eviction", "make_exclusive", "prefetch_l2", "write_down"]
 
 
 @jit_within
@@ -82,6 +82,15 @@ def expect(view: View, line: int) -> int:
     if view.is_victim:
         _expect_row(view, shared_row_of(view, view.domain, view.llc, line), view.llc)
     return first
+
+
+@jit_within
+def expect_eviction(view: View, line: int) -> None:
+    """Have the host fetch what a victim LLC and its filter need of a line L2 likely evicts."""
+    last = row_of(view, view.cpu, view.l2, line) + view.l2.ways - 1
+    gone = view.words[at(last)] >> FLAG_BITS
+    _expect_row(view, shared_row_of(view, view.domain, view.llc, gone), view.llc)
+    _expect_row(view, shared_row_of(view, view.domain, view.directory, gone), view.directory)
 
 
 @jit_within

@@ -41,7 +41,7 @@ from numarep.memory.batch import (
 )
 from numarep.memory.counts import Event
 from numarep.memory.front import PAGE_BITS, Of, take
-from numarep.memory.hierarchy import access_l2, expect, make_exclusive, write_down
+from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
 from numarep.memory.prefetch import prefetch_after
 from numarep.memory.tally import tally
@@ -80,6 +80,10 @@ def _expect_all(view: View, batch: Batch, start: int, missed: int) -> None:
         place = view.ahead[at(Ahead.MISSES + each)]
         line = line_of(batch.ops[at(view.ahead[at(Ahead.OP + place)] >> 1)])
         view.ahead[at(Ahead.ROW + place)] = expect(view, line)
+    if view.is_victim:
+        for each in range(start, missed):
+            place = view.ahead[at(Ahead.MISSES + each)]
+            expect_eviction(view, line_of(batch.ops[at(view.ahead[at(Ahead.OP + place)] >> 1)]))
 
 
 @jit_apart

@@ -88,18 +88,35 @@ def test_r16_memoryless_nodes_alias_and_exit_frees_all() -> None:
     assert work.references(Kind.STORE) == 2  # struct pages of the two further pairs
 
 
-@pytest.mark.parametrize("pgds", ["eager", "retarget"])
-@pytest.mark.parametrize("fail_at", range(4))
-def test_r16_a_fork_that_finds_no_memory_changes_nothing(pgds: str, fail_at: int) -> None:
+@pytest.mark.parametrize(
+    ("pgds", "user_tables", "allocations"),
+    [
+        ("eager", False, 4),
+        ("eager", True, 4),
+        ("lazy", False, 1),
+        ("lazy_shrink", False, 1),
+        ("single_node", False, 1),
+        ("retarget", False, 4),
+    ],
+)
+def test_r16_a_fork_that_finds_no_memory_changes_nothing(
+    pgds: str, user_tables: bool, allocations: int
+) -> None:
+    """Whichever of its allocations fails: all are tried, until none does."""
+    shared = {"modules": False, "area_ptes": "shared"} if pgds == "retarget" else {}
     small = SmallKernel(nodes=4)
     frames = failing(small)
-    shared = {"modules": False, "area_ptes": "shared"} if pgds == "retarget" else {}
-    kernel = small.booted(pgds=pgds, **shared)
+    kernel = small.booted(pgds=pgds, user_tables=user_tables, **shared)
     before = state(kernel)
-    frames.fail_at = fail_at
-    with pytest.raises(FrameError, match="injected"):
-        fork(kernel, kernel.cpus[1])
-    assert state(kernel) == before
+    for fail_at in range(allocations):
+        frames.fail_at = fail_at
+        with pytest.raises(FrameError, match="injected"):
+            fork(kernel, kernel.cpus[1])
+        assert state(kernel) == before
+        assert violations(kernel) == []
+    frames.fail_at = allocations
+    fork(kernel, kernel.cpus[1])
+    assert frames.fail_at == 0  # so each of its allocations has failed once
     assert violations(kernel) == []
 
 

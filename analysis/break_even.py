@@ -259,7 +259,9 @@ def _panel(
     sizes = [_short(size) for size in sorted(table["llc_mib"].unique(), reverse=True)]
     domain = [min(table["rho"]), max(cells["right"])]
     scale = alt.Scale(domain=domain, nice=False)
-    axis = alt.Axis(labels=last, tickCount=5, grid=False, format=".1f", labelFlush=True)
+    axis = alt.Axis(
+        labels=last, tickCount=5 if plot > 200 else 3, grid=False, format=".1f", labelFlush=True
+    )
     x = alt.X("left:Q", scale=scale, title=f"remote/local {_RHO}" if last else None, axis=axis)
     y = alt.Y(
         "llc:N",

@@ -14,7 +14,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis.page import PAGE, Report, write_report
+from analysis.command import publish
+from analysis.page import Report
 from analysis.published import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
@@ -24,7 +25,6 @@ from analysis.style import MARGIN, Glyph, Width, key, light
 from analysis.trust import provenance
 from numarep.results import ResultsError
 
-DONE, NO_REPORT = 0, 2
 _CELL = ("workload", "cache_state")
 
 
@@ -133,19 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     out = options.out or options.other / "compare"
-    try:
+
+    def make() -> Report:
         one, other = open_sources([options.one]), open_sources([options.other])
-        report = build_comparison(one, other, (str(options.one), str(options.other)))
-        write_report(report, out)
-    except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return NO_REPORT
-    for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    for section in report.sections:
-        print(section.answer or f"{section.title}: {section.missing}")
-    print(f"comparison: {out / PAGE}")
-    return DONE
+        return build_comparison(one, other, (str(options.one), str(options.other)))
+
+    def told(section: Section) -> str:
+        return section.answer or f"{section.title}: {section.missing}"
+
+    return publish(make, out, "comparison", told)
 
 
 def build_comparison(one: Sources, other: Sources, names: tuple[str, str]) -> Report:

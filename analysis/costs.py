@@ -266,8 +266,8 @@ def _answer(table: pl.DataFrame, limits: pl.DataFrame) -> str:
         if name in own["operation"]
     ]
     return (
-        f"{text} The gain of {percent(best['a'])} on {best['workload']} ({best['cache_state']}) is "
-        f"used up on a CPU by, every second, {' or '.join(rates[:2])}."
+        f"{text} To use up the gain of {percent(best['a'])} on {best['workload']} "
+        f"({best['cache_state']}) takes, in every second of a CPU, {' or '.join(rates[:2])}."
     )
 
 

@@ -103,6 +103,8 @@ def _shown(table: Table) -> Markup:
 def table_html(frame: pl.DataFrame, columns: Mapping[str, Column]) -> str:
     """Format a frame with great-tables; the style is the page's."""
     first, *_ = columns
+    words = pl.selectors.boolean().replace_strict({True: "yes", False: "no"}, default=None)
+    frame = frame.with_columns(words)
     shown = frame.select(_shown_as(name, column) for name, column in columns.items())
     table = GT(shown, rowname_col=first).tab_stubhead(columns[first].title)
     for name, column in columns.items():

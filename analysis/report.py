@@ -22,12 +22,11 @@ from analysis import (
     stalls,
     trust,
 )
-from analysis.page import PAGE, Report, write_report
+from analysis.command import publish
+from analysis.page import Report
 from analysis.section import Evidence, listed
 from analysis.sources import Sources, open_sources
-from numarep.results import ResultsError
 
-DONE, NO_REPORT = 0, 2
 TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and cost"
 QUESTIONS: tuple[ModuleType, ...] = (
     published,
@@ -54,20 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     out = options.out or options.results[0] / "report"
-    try:
-        sources = open_sources(options.results)
-        report = build_report(sources, [str(path) for path in options.results])
-        write_report(report, out)
-    except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return NO_REPORT
-    for note in sources.notes:
-        print(f"note: {note}", file=sys.stderr)
-    for section in report.sections:
-        if section.headline:
-            print(section.headline)
-    print(f"report: {out / PAGE}")
-    return DONE
+
+    def make() -> Report:
+        return build_report(open_sources(options.results), [str(path) for path in options.results])
+
+    return publish(make, out, "report", lambda section: section.headline)
 
 
 def build_report(sources: Sources, paths: Sequence[str]) -> Report:

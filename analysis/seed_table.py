@@ -78,7 +78,8 @@ def with_published(table: pl.DataFrame, *first: str) -> pl.DataFrame:
     joined = table.join(published().with_row_index("order"), on=cell, how="left")
     if {"a", "b"} <= set(table.columns):
         joined = joined.with_columns(agrees=_agreement())
-    return joined.sort(*first, "order", *cell, nulls_last=True).drop("order")
+    also = [name for name in ("replication",) if name in joined.columns and name not in first]
+    return joined.sort(*first, "order", *cell, *also, nulls_last=True).drop("order")
 
 
 def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:

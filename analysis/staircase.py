@@ -117,6 +117,7 @@ def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, Table]:
 
 
 _LABELS = 40
+_APART = 1.4  # between labels, on the logarithmic axis of a low panel
 _NAMES = 86  # right of a plot: what its lines are
 
 
@@ -185,7 +186,10 @@ def _published(drawn: pl.DataFrame, top: float) -> list[Any]:
     """Draw the published latencies as labelled lines."""
     values = [(name, drawn[name].drop_nulls()) for name in _PUBLISHED]
     rows = [{"name": name, "ns": found[0], "mib": top} for name, found in values if len(found)]
-    marks = alt.Chart(pl.DataFrame(rows)).encode(y="ns:Q")
-    rules = marks.mark_rule(color=light("zero"), strokeDash=[2, 2], aria=False)
+    below = 0.0
+    for row in sorted(rows, key=lambda row: row["ns"]):
+        below = row["at"] = max(row["ns"], below * _APART)
+    marks = alt.Chart(pl.DataFrame(rows))
+    rules = marks.mark_rule(color=light("zero"), strokeDash=[2, 2], aria=False).encode(y="ns:Q")
     texts = marks.mark_text(align="left", dx=8, color=light("muted"), fontSize=11, aria=False)
-    return [rules, texts.encode(x="mib:Q", text="name:N")]
+    return [rules, texts.encode(x="mib:Q", y="at:Q", text="name:N")]

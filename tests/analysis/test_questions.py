@@ -234,6 +234,22 @@ def test_a_gain_that_must_not_be_is_seen(evidence: Evidence) -> None:
     assert "BROKEN" in trust.nulls(wrong)["verdict"].to_list()
 
 
+def test_of_two_machines_of_as_many_nodes_the_one_with_most_runs_counts(tmp_path: Path) -> None:
+    four = [[100.0 if here == there else 300.0 for here in range(4)] for there in range(4)]
+    other = made.grid(
+        workload=["kill"],
+        cache_state=["cold"],
+        replication=["none", "series"],
+        machine=["another"],
+        nodes=[4],
+        dram=[four],
+    )
+    path = made.write(tmp_path / "both", [*made.everything(), *other])
+    table = nodes.nodes(open_sources([path]).evidence.cases)
+    assert table.filter(nodes=4)["machine"].unique().to_list() == ["e7_4850_v3"]
+    assert not table.select("nodes", "workload", "cache_state", "replication").is_duplicated().any()
+
+
 def sensitivity_cases(parameters: list[Parameter]) -> pl.LazyFrame:
     """Pairs at every point of the design, whose gain is 10 x the one factor + 2 x the other."""
     rows = []

@@ -68,7 +68,9 @@ def measure(number: int) -> dict[str, float | int]:
         runs = pl.scan_parquet(folder / file_of("runs")).select(pl.len()).collect().item()
         command = [sys.executable, "-m", "analysis.report", str(folder)]
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        # As from a shell: Polars, loaded here, left its allocator's settings in the environment.
+        settings = {k: v for k, v in os.environ.items() if k != "_RJEM_MALLOC_CONF"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=settings)
         _, status, used = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(command)}: exit status {status}")

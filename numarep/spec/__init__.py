@@ -9,7 +9,7 @@ offending path, what was expected and, for a misspelt name, the nearest valid on
 >>> parse(CacheSpec, {"size_bytes": 32768, "wys": 8}, "l1i")
 Traceback (most recent call last):
     ...
-numarep.spec.base.SpecError: l1i.wys: no such key; did you mean 'ways'? (valid: size_bytes, ways)
+numarep.spec.base.SpecError: l1i.wys: no such key; did you mean 'ways'? (valid: replacement, size_bytes, ways)
 """
 
 from numarep.spec.base import Spec, SpecError

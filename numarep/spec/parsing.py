@@ -2,7 +2,7 @@
 
 >>> from numarep.spec.machine import CacheSpec
 >>> as_mapping(parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i"))
-{'size_bytes': 32768, 'ways': 8}
+{'size_bytes': 32768, 'ways': 8, 'replacement': 'lru'}
 """
 
 import dataclasses

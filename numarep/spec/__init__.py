@@ -6,10 +6,10 @@ offending path, what was expected and, for a misspelt name, the nearest valid on
 
 >>> parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i").sets
 64
->>> parse(CacheSpec, {"size_bytes": 32768, "wys": 8}, "l1i")
+>>> parse(TlbSpec, {"entries": 1024, "wys": 8}, "stlb")
 Traceback (most recent call last):
     ...
-numarep.spec.base.SpecError: l1i.wys: no such key; did you mean 'ways'? (valid: replacement, size_bytes, ways)
+numarep.spec.base.SpecError: stlb.wys: no such key; did you mean 'ways'? (valid: entries, ways)
 """
 
 from numarep.spec.base import Spec, SpecError

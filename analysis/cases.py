@@ -261,16 +261,17 @@ def study_over(
     -------
     DataFrame
         Of the rows of `frame`, those of the settings with most values of the axes, then most rows,
-        then the first in order; empty if none has `least`.
+        then the first in order, switches on before off; empty if none has `least`.
     """
     free, fixed = _split(frame, axes)
     fixed = [name for name in fixed if name not in by]
     values = pl.struct(free).n_unique() if free else pl.lit(1, pl.UInt32)
+    switches = [frame.schema[name] == pl.Boolean for name in fixed]  # on before off
     ranked = (
         frame.group_by(*by, *fixed, pl.lit(0).alias("_all"))
         .agg(values.alias("_values"), pl.len().alias("_rows"))
         .filter(pl.col("_values") >= least)
-        .sort("_values", "_rows", *fixed, descending=[True, True, *([False] * len(fixed))])
+        .sort("_values", "_rows", *fixed, descending=[True, True, *switches])
     )
     return _only(frame, ranked.unique(by or "_all", keep="first"), [*by, *fixed])
 

@@ -30,6 +30,7 @@ from analysis import (
     trust,
 )
 from analysis.assumed import Parameter
+from analysis.cases import study_over
 from analysis.design import design
 from analysis.section import Evidence
 from analysis.sensitivity import sensitivity
@@ -327,3 +328,10 @@ def test_published_latencies_come_back() -> None:
     assert table["server"].to_list() == ["L2", "remote DRAM"]
     assert table["model_ns"].to_list() == table["published_ns"].to_list() == [6.0, 150.0]
     assert table["difference"].to_list() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_equally_large_studies_the_one_with_switches_on_is_told(order: int) -> None:
+    rows = pl.DataFrame({"workload": ["kill", "kill"], "replication.text": [False, True]})
+    told = study_over(rows[::order], ["workload"])
+    assert told["replication.text"].to_list() == [True]

@@ -3,6 +3,7 @@
 import random
 import re
 
+import numba
 import numpy as np
 import pytest
 import yaml
@@ -26,6 +27,10 @@ from tests.memory.cases import (
 from tests.twin import Twin
 
 PRESETS = sorted(path.stem for path in (CONF / "machine").glob("*.yaml"))
+
+compiled_only = pytest.mark.skipif(
+    bool(numba.config.DISABLE_JIT), reason="millions of loads; the twin's cases run as plain Python"
+)
 
 
 def test_presets_are_found():
@@ -88,6 +93,7 @@ def plateaus(machine):
         yield (l2 + llc) * 5 // 4, node, Service.DRAM, latency.dram_ns[0][node]
 
 
+@compiled_only
 @pytest.mark.parametrize("name", PRESETS)
 def test_staircase_gives_the_described_latencies_back(name):
     """A pointer chase: each plateau within 2 % of its latency and what the walks take."""
@@ -107,6 +113,7 @@ def test_staircase_gives_the_described_latencies_back(name):
         assert counts.served[Access.LOAD, 0, :, service, node].sum() >= 0.98 * loads
 
 
+@compiled_only
 def test_a_measured_staircase_is_met_where_one_level_serves_nearly_all():
     """Points nobody put into the preset: the chase of another program on the same part."""
     measured = yaml.safe_load((CONF.parent / "analysis" / "staircases.yaml").read_text())["x5650"]

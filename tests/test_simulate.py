@@ -13,7 +13,8 @@ from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.price import function_stalls, price, stalls
 from numarep.replication.kernel import ReplicationError
 from numarep.simulate import Outcome, simulate, state_key
-from numarep.spec import OthersSpec, RunSpec, SpecError, parse
+from numarep.simulate.role import roles_of
+from numarep.spec import OthersSpec, ReplicationSpec, RunSpec, SpecError, parse
 from numarep.sweep.model import check
 from numarep.workload.trace import Trace, TraceError
 from tests.alone import ALONE
@@ -366,6 +367,24 @@ def test_permuted_layouts_run_the_same_code_elsewhere(baseline: RunSpec) -> None
     assert same_counts(one, simulate(permuted(baseline, 1)).counts)
     at_home = on_node(permuted(baseline, 1), 0)
     assert same_counts(simulate(series(at_home, costs="waived")).counts, simulate(at_home).counts)
+
+
+@pytest.mark.parametrize("policy", ["none", "series", "everything"])
+def test_runs_that_share_a_kernel_count_as_if_each_had_its_own(
+    baseline: RunSpec, policy: str
+) -> None:
+    run = dataclasses.replace(
+        baseline, replication=parse(ReplicationSpec, conf(f"replication/{policy}.yaml"))
+    )
+    runs = [run, cold(run), dataclasses.replace(run, home_llc="warm"), run]
+    roles_of.cache_clear()
+    shared = [simulate(each) for each in runs]
+    assert roles_of.cache_info().misses == 1
+    for each, outcome in zip(runs, shared, strict=True):
+        roles_of.cache_clear()
+        own = simulate(each)
+        assert same_counts(own.counts, outcome.counts)
+        assert own.memory == outcome.memory
 
 
 @pytest.mark.parametrize("layout", ["captured", "aligned", "permuted"])

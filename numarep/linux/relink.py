@@ -21,11 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from numarep.linux.image import Image, Section
 from numarep.memory.kinds import Kind
-from numarep.units import LINE_BYTES, LINE_SHIFT, LINES_PER_PAGE, PAGE_SHIFT, PMD, PMD_BYTES
+from numarep.units import LINE_BYTES, LINE_SHIFT, LINES_PER_PAGE, PMD, PMD_BYTES
 from numarep.workload.trace import Pages, Trace, TraceError
 
 _ENTRY_TEXT = "__entry_text_start"
@@ -74,83 +75,94 @@ class Relink:
         TraceError
             If the trace's kernel is not mapped in whole 2 MiB leaves by one PMD page a root.
         """
-        for section, place in zip(self.sections, self.places, strict=True):
-            trace = _moved(trace, section, place)
-        return trace
+        records = trace.records
+        part, new_line = self._new_lines(trace.pages)
+        # Per record as little as can be: its line among those of all pages, a gather for each of
+        # its columns.
+        old = records.page * np.int32(LINES_PER_PAGE) + records.line
+        no_access = np.flatnonzero(records.kind > Kind.STORE)
+        is_used = np.zeros(len(part), np.bool_)
+        is_used[np.delete(old, no_access)] = True
+        pages, row = _rows(trace.pages, part, new_line, np.flatnonzero(is_used & (part >= 0)))
+        in_page = new_line % LINES_PER_PAGE
+        page, line = row[old], in_page.astype(np.uint8)[old]
+        page[no_access], line[no_access] = records.page[no_access], records.line[no_access]
+        moved = dataclasses.replace(records, page=page, line=line)
+        return dataclasses.replace(trace, records=moved, pages=pages)
+
+    def _new_lines(self, pages: Pages) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return of each line of each page the section it is in, or -1, and the line it becomes.
+
+        Both int[pages * 64]; a line is its address over 64.
+        """
+        line = (pages.vpn[:, None] * LINES_PER_PAGE + np.arange(LINES_PER_PAGE)).reshape(-1)
+        part = np.full(len(line), _STAYS, np.int32)
+        is_mapped = np.repeat(pages.leaf > 0, LINES_PER_PAGE)
+        for number, (section, place) in enumerate(zip(self.sections, self.places, strict=True)):
+            first = section.start >> LINE_SHIFT
+            inside = np.flatnonzero(is_mapped & (line >= first) & (line < first + len(place)))
+            part[inside] = number
+            line[inside] = first + place[line[inside] - first]
+        return part, line
 
 
 def relink(image: Image, symbols: pa.Table, seed: int) -> Relink:
     """Shuffle a kernel's functions and read-only objects; equal seeds give equal layouts."""
     rng = np.random.default_rng(seed)
-    address = np.unique(symbols.column("address").to_numpy())
+    address = symbols.column("address").to_numpy()
     sections = (*_permutable_text(image, symbols), image.rodata)
     whole = tuple(s for s in sections if s.bytes >= LINE_BYTES)
     places = []
     for section in whole:
-        inside = address[(address > section.start) & (address < section.end)]
-        starts = (inside[inside % LINE_BYTES == 0] - section.start) >> LINE_SHIFT
         lines = section.bytes >> LINE_SHIFT
-        starts = np.concatenate([[0], starts[starts < lines]]).astype(np.int64)
-        places.append(shuffled_lines(starts, lines, rng))
+        line, offset = np.divmod(address - section.start, LINE_BYTES)
+        is_start = np.zeros(lines, np.bool_)
+        is_start[line[(offset == 0) & (line >= 0) & (line < lines)]] = True
+        is_start[0] = True
+        places.append(shuffled_lines(np.flatnonzero(is_start), lines, rng))
     return Relink(whole, tuple(places))
 
 
 def _permutable_text(image: Image, symbols: pa.Table) -> list[Section]:
     """Return text without the 2 MiB units of entry text, in whole lines."""
-    names = symbols.column("name").to_pylist()
-    if _ENTRY_TEXT not in names:
+    row = pc.index(symbols.column("name"), _ENTRY_TEXT).as_py()
+    if row < 0:
         return [image.text]
-    entry = symbols.column("address")[names.index(_ENTRY_TEXT)].as_py() // PMD_BYTES * PMD_BYTES
+    entry = symbols.column("address")[row].as_py() // PMD_BYTES * PMD_BYTES
     return [Section(image.text.start, entry), Section(entry + PMD_BYTES, image.text.end)]
 
 
-def _moved(trace: Trace, section: Section, place: NDArray[np.int64]) -> Trace:
-    """Move one section's lines: records get new lines and rows, rows new pages."""
-    first = section.start >> PAGE_SHIFT
-    pages, records = trace.pages, trace.records
-    of_section = section.holds(pages.vpn) & (pages.leaf > 0)
-    if not of_section.any():
-        return trace
-    # Of the section, or beyond all that moves; 32 bits, because this is done for every record.
-    row_line = np.where(of_section, (pages.vpn - first) * LINES_PER_PAGE, len(place))
-    line = row_line.astype(np.int32)[records.page] + records.line
-    moves = np.flatnonzero((line < len(place)) & (records.kind <= Kind.STORE))
-    new_line = place.astype(np.int32)[line[moves]]
-    roots, root = np.unique(pages.root, return_inverse=True)
-    page_count = -(-len(place) // LINES_PER_PAGE)
-    page_of_root = (root * page_count).astype(np.int32)
-    key = page_of_root[records.page[moves]] + new_line // LINES_PER_PAGE
-    wanted = np.flatnonzero(np.bincount(key, minlength=len(roots) * page_count))
-    row_of = np.zeros(len(roots) * page_count, np.int32)
-    row_of[wanted] = np.arange(len(wanted)) + len(pages.vpn)
-    added = _rows(pages, of_section, root, wanted // page_count, wanted % page_count + first)
-    new_page, new_in_page = records.page.copy(), records.line.copy()
-    new_page[moves] = row_of[key]
-    new_in_page[moves] = new_line % LINES_PER_PAGE
-    moved = dataclasses.replace(records, page=new_page, line=new_in_page)
-    return dataclasses.replace(trace, records=moved, pages=added)
-
-
 def _rows(
-    pages: Pages,
-    of_section: NDArray[np.bool_],
-    root: NDArray[np.int64],
-    wanted_root: NDArray[np.int64],
-    vpn: NDArray[np.int64],
-) -> Pages:
-    """Append translations of `vpn` under the wanted roots, like that root's other ones."""
-    template = np.full(int(root.max()) + 1, _STAYS, np.int64)
-    template[root[of_section]] = np.flatnonzero(of_section)
-    like = template[wanted_root]
-    same = template[root[of_section]]
-    if (pages.leaf[of_section] != PMD).any() or (
-        pages.table[of_section] != pages.table[same]
-    ).any():
+    pages: Pages, part: NDArray[np.int32], new_line: NDArray[np.int64], moves: NDArray[np.int64]
+) -> tuple[Pages, NDArray[np.int32]]:
+    """Append the translations that moved lines need, like the others of their section and root.
+
+    Returns the pages, and of each line of each page the row it has from now on, int32[pages * 64].
+    """
+    _, root = np.unique(pages.root, return_inverse=True)
+    roots = int(root.max()) + 1
+    old_row = np.repeat(np.arange(len(pages.vpn), dtype=np.int32), LINES_PER_PAGE)
+    if not len(moves):
+        return pages, old_row
+    kind = part[moves] * roots + root[old_row[moves]]  # a section under a root
+    like = np.full(int(kind.max()) + 1, _STAYS, np.int64)
+    like[kind] = old_row[moves]
+    same, row = like[kind], old_row[moves]
+    if (pages.leaf[row] != PMD).any() or (pages.table[row] != pages.table[same]).any():
         raise TraceError("re-linking: expected 2 MiB leaves under one PMD page a root")
+    vpn = new_line[moves] // LINES_PER_PAGE
+    first, span = int(vpn.min()), int(np.ptp(vpn)) + 1
+    key = kind * span + vpn - first
+    wanted = np.flatnonzero(np.bincount(key))  # sorted and unique, in linear time
+    number = np.zeros(int(key.max()) + 1, np.int32)
+    number[wanted] = np.arange(len(wanted)) + len(pages.vpn)
+    new_row = old_row.copy()
+    new_row[moves] = number[key]
+    like, vpn = like[wanted // span], wanted % span + first
     return Pages(
         np.concatenate([pages.vpn, vpn]),
         np.concatenate([pages.pfn, vpn + (pages.pfn - pages.vpn)[like]]),
         np.concatenate([pages.leaf, pages.leaf[like]]),
         np.concatenate([pages.flags, pages.flags[like]]),
         np.concatenate([pages.table, pages.table[like]]),
-    )
+    ), new_row

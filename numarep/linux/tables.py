@@ -69,6 +69,13 @@ class PageTables:
         self.pages: dict[int, dict[int, int]] = {}
         self.level_of: dict[int, int] = {}
 
+    def copy(self) -> "PageTables":
+        """Return tables of their own that hold the same entries."""
+        tables = PageTables(self.levels)
+        tables.pages = {pfn: page.copy() for pfn, page in self.pages.items()}
+        tables.level_of = self.level_of.copy()
+        return tables
+
     def set_entry(self, level: int, table: int, index: int, entry: int) -> None:
         """Set, or with 0 clear, one entry; a table page exists from its first entry on."""
         page = self.pages.setdefault(table, {})

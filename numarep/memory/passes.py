@@ -109,13 +109,16 @@ def repeat_together(system: System, lanes: Sequence[Lane], times: int, quantum: 
 def _repeat(
     system: System, lanes: Sequence[Lane], stops: Sequence[NDArray[np.int64]], times: int
 ) -> int:
+    if times == 0:
+        return 0
     prepared = [prepare(system, *lane) for lane in lanes]
     records = sum(len(lane.stream.kind) for lane in lanes)
     is_long = records * WORDS_A_RECORD > len(system.words)
     one, last = ([new_counts(*axes(lane.counts)) for lane in lanes] for _ in range(2))
     for done in range(1, times + 1):
         is_alike = done > 2 and all(map(_alike, one, last))
-        before = _state(system) if is_long or is_alike else None
+        is_worth = done < times and (is_long or is_alike)
+        before = _state(system) if is_worth else None
         one, last = last, one
         _pass(system, prepared, stops, one)
         for lane, counts in zip(lanes, one, strict=True):

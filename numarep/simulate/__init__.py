@@ -1,8 +1,9 @@
 """One run: from its description to counts.
 
-`window` loads the captured window and lays it out as the kernel of the run would have it,
-`replicas` charges what replication adds, `protocol` drives the latency core; `numbering` knows how
-a machine's node numbers and the captures' go together.
+`setting` is what the kernel of the run depends on. `window` loads the captured window and lays it
+out as that kernel would have it, `replicas` charges what replication adds, `role` is both for one
+CPU, `protocol` drives the latency core; `numbering` knows how a machine's node numbers and the
+captures' go together.
 
 Baseline and replicated runs of one window differ in nothing but the replicas and their cost.
 """
@@ -14,15 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numarep.linux.frames import Frames, colours_of
 from numarep.memory.counts import Counts
-from numarep.replication.account import Row, account, padding
-from numarep.replication.boot import first_frame, kernel_root_of
-from numarep.replication.boot_trace import first_fetch
+from numarep.replication.account import Row
 from numarep.simulate.numbering import captured_cpu_nodes, home_of, labels_of, renumbered
-from numarep.simulate.protocol import NO_FUNCTIONS, Functions, Role, drive, role_of
-from numarep.simulate.replicas import booted_on, replicate, used_frames
-from numarep.simulate.window import Window, check_configuration, load_window
+from numarep.simulate.protocol import drive
+from numarep.simulate.role import NO_FUNCTIONS, Functions, Role, roles_of
+from numarep.simulate.setting import setting_of
+from numarep.simulate.window import check_configuration
 from numarep.spec import BootSpec, ChaseSpec, RunSpec, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
 
@@ -119,52 +118,23 @@ def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:
 
 def _simulate(spec: RunSpec, workload: WorkloadSpec | BootSpec) -> Outcome:
     """Count a run in the captures' own node numbers."""
-    home = home_of(spec.machine)
-    nodes = (spec.cpu_node, *spec.others.nodes)
-    windows = [load_window(spec, workload, home[node]) for node in nodes]
-    root = kernel_root_of(windows[0].tables, windows[0].image)
-    used = set[int]().union(*(used_frames(spec, window) for window in windows))
-    roles = []
-    for node, window in zip(nodes, windows, strict=True):
-        frames = Frames(window.ranges, used, colours_of(spec.machine))
-        roles.append(_role(spec, workload, node, window, frames))
-        used = set(frames.in_use)  # no two CPUs' replicas or PGDs lie in the same frames
-    master = frames.node_of(first_frame(windows[0].tables, root, windows[0].image.text))
-    counts = drive(spec, roles, master)
-    return _outcome(spec, roles[0], counts, master)
+    roles = roles_of(setting_of(spec, workload))
+    return _outcome(roles[0], drive(spec, roles))
 
 
-def _role(
-    spec: RunSpec, workload: WorkloadSpec | BootSpec, node: int, window: Window, frames: Frames
-) -> Role:
-    """Boot the kernel of one CPU's window, and return what that CPU does; frames are taken."""
-    if spec.replication.boot_node is not None:
-        boot_node = home_of(spec.machine)[spec.replication.boot_node]
-        window = booted_on(boot_node, window, frames)
-    if isinstance(workload, BootSpec):
-        root = kernel_root_of(window.tables, window.image)
-        window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
-    built_in = spec.replication.built_in
-    return role_of(node, window, replicate(spec, node, window, frames) if built_in else None)
-
-
-def _outcome(spec: RunSpec, role: Role, counts: Counts, master: int) -> Outcome:
+def _outcome(role: Role, counts: Counts) -> Outcome:
     """Return the measured CPU's counts, and what its kernel's replication holds."""
-    if role.replicated:
-        memory = account(role.replicated.kernel, spec.kernel.max_numnodes)
-    else:
-        memory = padding(role.window.image, spec.replication, master)
     static, tables = (
-        {row.node: row for row in memory if row.mechanism == mechanism}
+        {row.node: row for row in role.memory if row.mechanism == mechanism}
         for mechanism in ("static", "tables")
     )
-    nodes = range(spec.machine.nodes)
+    nodes = range(role.setting.nodes)
     return Outcome(
         counts,
-        master,
+        role.master,
         tuple(static[node].bytes if node in static else 0 for node in nodes),
         tuple(tables[node].pages if node in tables else 0 for node in nodes),
-        tuple(memory),
+        tuple(role.memory),
         role.functions,
     )
 

@@ -13,8 +13,9 @@ from numarep.replication.boot import booted, first_frame, kernel_root_of, new_ke
 from numarep.replication.boot_trace import boot_trace
 from numarep.replication.events import Replay, warn_of_missing
 from numarep.replication.kernel import Kernel, Mm
+from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, module_pages
-from numarep.spec import BootSpec, RunSpec
+from numarep.spec import BootSpec
 from numarep.units import PAGE_SHIFT
 from numarep.workload.trace import Trace
 
@@ -41,30 +42,30 @@ def booted_on(node: int, window: Window, frames: Frames) -> Window:
     )
 
 
-def used_frames(spec: RunSpec, window: Window) -> set[int]:
+def used_frames(setting: Setting, window: Window) -> set[int]:
     """List frames that are not free, mapping the memory of nodes the capture did not have."""
     pages, bases = window.trace.pages, bases_of(window.meta)
     root = kernel_root_of(window.tables, window.image)
     used = {*np.unique(pages.pfn).tolist(), *np.unique(pages.table).tolist()}
     for memory in window.ranges:
-        used |= {*map_node(window.tables, root, memory, bases, global_pages=not spec.kernel.pti)}
+        used |= {*map_node(window.tables, root, memory, bases, global_pages=not setting.kernel.pti)}
     return used | set(window.tables.pages)
 
 
-def replicate(spec: RunSpec, node: int, window: Window, frames: Frames) -> Replicated:
+def replicate(setting: Setting, node: int, window: Window, frames: Frames) -> Replicated:
     """Boot the policy's kernel on the captured tables and replay the window's events on it."""
     kernel = new_kernel(
-        spec.replication,
+        setting.replication,
         window.image,
         window.tables,
         frames,
         bases=bases_of(window.meta),
-        pti=spec.kernel.pti,
-        kasan=spec.kernel.kasan,
-        distance=spec.machine.distance,
-        cpu_nodes=_boot_cpu_first(spec, frames.nodes),
+        pti=setting.kernel.pti,
+        kasan=setting.kernel.kasan,
+        distance=setting.distance,
+        cpu_nodes=_boot_cpu_first(setting, frames.nodes),
     )
-    if isinstance(spec.workload, BootSpec):
+    if isinstance(setting.workload, BootSpec):
         return Replicated(kernel, boot_trace(kernel), {})
     booted(kernel)
     cpu = next(cpu for cpu in kernel.cpus if cpu.node == node)
@@ -79,15 +80,15 @@ def replicate(spec: RunSpec, node: int, window: Window, frames: Frames) -> Repli
         modules=[areas for areas in modules if areas],
         at_end=window.at_end,
     )
-    if spec.replication.costs == "waived":
+    if setting.replication.costs == "waived":
         # Nothing is done in the window: processes it makes have the PGD that was captured.
         return Replicated(kernel, window.trace, replay.processes)
     return Replicated(kernel, replay.trace(), replay.processes)
 
 
-def _boot_cpu_first(spec: RunSpec, nodes: int) -> list[int]:
+def _boot_cpu_first(setting: Setting, nodes: int) -> list[int]:
     """List the node of every CPU, one a node; the captured boot CPU was the only one."""
-    boot = spec.replication.boot_node
-    if boot is None or isinstance(spec.workload, BootSpec):  # which is measured on the boot CPU
-        boot = spec.cpu_node
+    boot = setting.replication.boot_node
+    if boot is None or isinstance(setting.workload, BootSpec):  # which is measured on the boot CPU
+        boot = setting.cpu_nodes[0]
     return [boot, *(node for node in range(nodes) if node != boot)]

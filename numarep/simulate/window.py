@@ -22,7 +22,8 @@ from numarep.replication.boot import align_tables, kernel_root_of
 from numarep.replication.kernel import ReplicationError
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
-from numarep.spec import BootSpec, DisturbanceSpec, RunSpec, SpecError, WorkloadSpec
+from numarep.simulate.setting import Setting
+from numarep.spec import DisturbanceSpec, RunSpec, SpecError
 from numarep.units import PAGE_SHIFT
 from numarep.workload.dataset import CaptureMeta, capture_name, open_dataset
 from numarep.workload.trace import Trace, select
@@ -38,6 +39,17 @@ class _Captured:
     symbols: pa.Table
     names: frozenset[str]  # of the symbols
     snapshot: pa.Table
+    windows: list[str]  # of the capture, up to this one
+
+    @functools.cached_property
+    def tables(self) -> PageTables:
+        """The page tables as the window begins."""
+        return tables_from_snapshot(self.snapshot, self.meta.levels, self.windows)
+
+    @functools.cached_property
+    def tables_at_end(self) -> PageTables:
+        """The page tables as the window leaves them."""
+        return tables_from_snapshot(self.snapshot, self.meta.levels, self.windows, at_end=True)
 
     @functools.cached_property
     def owners(self) -> Owners:
@@ -96,30 +108,28 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     names = frozenset(symbols.column("name").to_pylist())
     image = image_from_symbols(symbols)
     trace, tables = opened.trace(name, workload), opened.tables(name)
-    return _Captured(trace, meta, image, symbols, names, tables)
+    windows = _windows_until(workload, meta)
+    return _Captured(trace, meta, image, symbols, names, tables, windows)
 
 
-def load_window(spec: RunSpec, workload: WorkloadSpec | BootSpec, cpu_node: int) -> Window:
-    """Lay the captured window out as the run's kernel and machine have it."""
-    kernel = spec.kernel
-    captured = _captured(kernel.dataset, kernel.pti, cpu_node, spec.seed, workload.trace)
+def load_window(setting: Setting, cpu_node: int) -> Window:
+    """Lay a node's captured window out as the run's kernel and machine have it."""
+    kernel, workload, nodes = setting.kernel, setting.workload, setting.nodes
+    captured = _captured(kernel.dataset, kernel.pti, cpu_node, setting.seed, workload.trace)
     meta, image = captured.meta, captured.image
     try:
-        nodes, memoryless = spec.machine.nodes, spec.machine.memoryless
-        ranges = memory_ranges(_memory(meta, nodes), nodes, memoryless)
+        ranges = memory_ranges(_memory(meta, nodes), nodes, setting.memoryless)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
-    windows = _windows_until(workload.trace, meta)
-    tables = tables_from_snapshot(captured.snapshot, meta.levels, windows)
-    at_end = None
-    if spec.replication.user_tables or LOAD in captured.trace.event_name:
-        at_end = tables_from_snapshot(captured.snapshot, meta.levels, windows, at_end=True)
+    tables, at_end = captured.tables.copy(), None
+    if setting.replication.user_tables or LOAD in captured.trace.event_name:
+        at_end = captured.tables_at_end
     user_tables = user_tables_of(tables) | (user_tables_of(at_end) if at_end else frozenset())
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
-    owners = captured.owners if spec.by_function else None
+    owners = captured.owners if setting.by_function else None
     if kernel.layout == "permuted":
         links = relink(image, captured.symbols, kernel.layout_seed)
         trace, owners = links.apply(trace), owners and owners.relinked(links)

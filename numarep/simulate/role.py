@@ -1,0 +1,162 @@
+"""Who does what in a run: each CPU's window, the kernel that it runs on, and what it translates to.
+
+Roles are kept for the neighbouring runs of a sweep that share their setting; nothing changes them.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.linux.frames import Frames
+from numarep.linux.functions import functions_of
+from numarep.linux.image import Section
+from numarep.linux.layout import regions
+from numarep.memory.kinds import Kind
+from numarep.memory.system import Stream, Translations
+from numarep.replication.account import Row, account, padding
+from numarep.replication.boot import first_frame, kernel_root_of
+from numarep.replication.boot_trace import first_fetch
+from numarep.replication.events import page_table_frames
+from numarep.replication.view import on_node
+from numarep.simulate.replicas import Replicated, booted_on, replicate, used_frames
+from numarep.simulate.setting import Setting
+from numarep.simulate.window import Window, bases_of, load_window, module_pages
+from numarep.spec import BootSpec
+from numarep.units import PAGE_SHIFT
+from numarep.workload.trace import Flag, Pages, Trace
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The kernel functions of a run: the axis of `Counts.functions`."""
+
+    names: tuple[str, ...]
+    instructions: NDArray[np.int64]  # of each, in the measured window
+
+
+NO_FUNCTIONS = Functions((), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the CPU of one node does in a run; `master` is the node of the kernel's image."""
+
+    setting: Setting
+    node: int
+    master: int
+    window: Window
+    replicated: Replicated | None
+
+    @property
+    def trace(self) -> Trace:
+        """The window's trace, with what replication costs."""
+        return self.replicated.trace if self.replicated else self.window.trace
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Whole passes over the trace, and the records of the last, partial one."""
+        iterations = self.trace.iterations
+        whole, rest = divmod(self.window.iterations, len(iterations) - 1)
+        return whole, int(iterations[rest])
+
+    @functools.cached_property
+    def stream(self) -> Stream:
+        """The trace's records, with their functions if these are counted."""
+        records = self.trace.records
+        stream = Stream(records.kind, records.page, records.line, records.count)
+        return stream._replace(function=self._owned[0]) if self.window.owners else stream
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        """The functions that the records belong to, none if they aren't counted."""
+        if not self.window.owners:
+            return NO_FUNCTIONS
+        function, names = self._owned
+        whole, rest = self.passes
+        records = self.trace.records
+        fetched = np.where(records.kind == Kind.FETCH, records.count, 0).astype(np.int64)
+        instructions = np.zeros(len(names), np.int64)
+        np.add.at(instructions, function, fetched)
+        instructions *= whole
+        np.add.at(instructions, function[:rest], fetched[:rest])
+        return Functions(names, instructions)
+
+    @functools.cached_property
+    def _owned(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+        """The function of each record, and all their names."""
+        window = self.window
+        assert window.owners is not None
+        parts = zip(window.meta.modules, module_pages(window.meta), strict=True)
+        modules = [
+            (module.name, Section(pages.start << PAGE_SHIFT, pages.stop << PAGE_SHIFT))
+            for module, pages in parts
+        ]
+        return functions_of(self.trace, window.owners, modules)
+
+    @functools.cached_property
+    def memory(self) -> list[Row]:
+        """All that replication holds at the window's end."""
+        kernel, replication = self.setting.kernel, self.setting.replication
+        if self.replicated:
+            return account(self.replicated.kernel, kernel.max_numnodes)
+        return padding(self.window.image, replication, self.master)
+
+    @functools.cached_property
+    def translations(self) -> Translations:
+        """What the role's CPU translates the trace's pages to."""
+        return self.translations_on(self.node)
+
+    def translations_on(self, node: int) -> Translations:
+        """Return what a CPU of `node` translates the trace's pages to."""
+        pages, replicated = self.trace.pages, self.replicated
+        table_frames, seen = np.unique(pages.table), pages
+        if replicated:
+            added = page_table_frames(replicated.kernel, replicated.processes)
+            table_frames = np.union1d(table_frames, np.array(sorted(added), np.int64))
+            seen = on_node(replicated.kernel, pages, node, replicated.processes)
+        region = regions(pages, self.window.image, bases_of(self.window.meta), table_frames)
+        return _as_translations(seen, region)
+
+
+@functools.lru_cache(maxsize=2)
+def roles_of(setting: Setting) -> tuple[Role, ...]:
+    """Return what each CPU of a run does, the measured one first."""
+    nodes = setting.cpu_nodes
+    windows = [load_window(setting, setting.home[node]) for node in nodes]
+    root = kernel_root_of(windows[0].tables, windows[0].image)
+    used = set[int]().union(*(used_frames(setting, window) for window in windows))
+    roles = []
+    for node, window in zip(nodes, windows, strict=True):
+        frames = Frames(window.ranges, used, setting.colours)
+        master = frames.node_of(first_frame(windows[0].tables, root, windows[0].image.text))
+        roles.append(_role(setting, node, master, window, frames))
+        used = set(frames.in_use)  # no two CPUs' replicas or PGDs lie in the same frames
+    return tuple(roles)
+
+
+def _role(setting: Setting, node: int, master: int, window: Window, frames: Frames) -> Role:
+    """Boot the kernel of one CPU's window, and return what that CPU does; frames are taken."""
+    boot_node = setting.replication.boot_node
+    if boot_node is not None:
+        window = booted_on(setting.home[boot_node], window, frames)
+    if isinstance(setting.workload, BootSpec):
+        root = kernel_root_of(window.tables, window.image)
+        window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
+    built_in = setting.replication.built_in
+    replicated = replicate(setting, node, window, frames) if built_in else None
+    return Role(setting, node, master, window, replicated)
+
+
+def _as_translations(pages: Pages, region: NDArray[np.int64]) -> Translations:
+    return Translations(
+        pages.vpn,
+        pages.pfn,
+        pages.leaf.astype(np.int64),
+        (pages.flags & Flag.GLOBAL != 0).astype(np.int64),
+        pages.root,
+        pages.table,
+        region,
+    )

@@ -7,7 +7,7 @@ looked up in the ITLB or DTLB; whether a page is there depends on the pages alon
 caches hold, so it may be done for all of them before any line is accessed. Every access is counted
 as an L1 hit here; `tally` puts right those that weren't.
 
->>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(6)])
+>>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(9)])
 >>> none = np.array([0])
 >>> table = np.array([[2, 3, 4, 5, -1]])
 >>> page = pages_of(np.array([513]), np.array([7]), none + 1, none, none + 3, table, none, tlbs)

@@ -44,12 +44,11 @@ from numarep.memory.front import PAGE_BITS, Of, take
 from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
 from numarep.memory.prefetch import prefetch_after
-from numarep.memory.tally import tally
-from numarep.memory.tlb import Tlbs, clear_all, invalidate_page, switch_root
+from numarep.memory.tally import settle, tally
+from numarep.memory.tlb import clear_all, invalidate_page, switch_root
 from numarep.memory.translate import spread, translate
 from numarep.memory.vector import at
 from numarep.memory.view import Ahead, View
-from numarep.memory.walk import clear_pscs
 
 
 class Translations(NamedTuple):
@@ -121,33 +120,28 @@ def _access(view: View, batch: Batch, ops: int) -> None:
 
 
 @jit_apart
-def _serialise(
-    view: View, tlbs: Tlbs, pscs: NDArray[np.int64], kind: int, vpn: int, pcid: bool
-) -> None:
+def _serialise(view: View, tlbs: NDArray[np.int64], kind: int, vpn: int, pcid: bool) -> None:
     """Do what a CR3, INVLPG, FLUSH or IPI record does to TLBs and PSCs, in place."""
-    words, events, base = view.words, view.events, view.cpu * view.stride
+    words, events = view.words, view.events
     if kind == Kind.IPI:  # what it does is done on other CPUs
         events[Event.IPIS] += 1
         return
     if kind == Kind.CR3:
         events[Event.CR3_WRITES] += 1
-        if pcid:
-            return
-        switch_root(words, base, tlbs)
+        if not pcid:
+            switch_root(words, tlbs)
     elif kind == Kind.INVLPG:
         events[Event.INVLPGS] += 1
-        invalidate_page(words, base, tlbs, vpn)
+        invalidate_page(words, tlbs, vpn)
     else:
         events[Event.TLB_FLUSHES] += 1
-        clear_all(words, base, tlbs)
-    clear_pscs(words, pscs)
+        clear_all(words, tlbs)
 
 
 @jit_entry
 def run_records(
     view: View,
-    tlbs: Tlbs,
-    pscs: NDArray[np.int64],
+    tlbs: NDArray[np.int64],
     window_left: NDArray[np.int64],
     reorder_window: int,
     pcid: bool,
@@ -158,15 +152,14 @@ def run_records(
     batch: Batch,
     hits: NDArray[np.int64],
     served: NDArray[np.int64],
-    events: NDArray[np.int64],
     functions: NDArray[np.int64],
-    nodes: int,
 ) -> None:
     """Process records [start, stop) of one CPU; all state and counts are modified in place.
 
-    `batch` is scratch; `hits`, int64[3 * regions], counts accesses as L1 hits until `tally` knows
-    better, `pages` is made by `pages_of`: compiled code allocates nothing.
+    `batch` is scratch; `hits`, int64[3 * regions], 0 before and after, counts accesses as L1 hits
+    until `tally` knows better; `pages` is made by `pages_of`: compiled code allocates nothing.
     """
+    nodes = len(view.node_end_pfn)
     left = window_left[view.cpu]
     instructions = 0
     record = start
@@ -174,7 +167,7 @@ def run_records(
         record, size, missed = take(view, pages, batch, stream, record, stop, hits)
         ops, walks = size, 0
         if missed > 0:
-            walks = translate(view, pscs, pages, batch, missed)
+            walks = translate(view, tlbs, pages, batch, missed)
             if walks > 0:
                 ops = spread(batch, size, walks)
         _access(view, batch, ops)
@@ -185,8 +178,9 @@ def run_records(
         if record < stop and stream.kind[at(record)] > Kind.STORE:
             page = int(stream.page[at(record)]) << PAGE_BITS
             kind, vpn = int(stream.kind[at(record)]), pages[at(page + Of.VPN)]
-            _serialise(view, tlbs, pscs, kind, vpn, pcid)
+            _serialise(view, tlbs, kind, vpn, pcid)
             left = 0
             record += 1
     window_left[view.cpu] = left
-    events[Event.INSTRUCTIONS] += instructions
+    view.events[Event.INSTRUCTIONS] += instructions
+    settle(served, view.events, nodes, view.node, hits)

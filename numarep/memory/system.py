@@ -49,14 +49,14 @@ from numarep.memory.checked import (
     frozen_stream,
     frozen_translations,
 )
-from numarep.memory.counts import Access, Counts, Event, Overlap, Service
+from numarep.memory.counts import Counts
 from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
 from numarep.memory.prefetch import ADJACENT, NEXT_LINE
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.replacement import Policy
-from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
+from numarep.memory.tlb import OWNERS, Tlbs, new_tlb
 from numarep.memory.vector import new_words
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
 from numarep.spec import CacheSpec, MachineSpec
@@ -79,7 +79,6 @@ class Layout(NamedTuple):
 
     private: tuple[Cache, ...]  # L1I, L1D, L2
     tlbs: Tlbs
-    pscs: tuple[Tlb, ...]  # for PMD, PUD and PGD entries
     stride: int
     shared: tuple[Cache, ...]  # the LLC and, behind a victim LLC, its snoop filter
     shared_stride: int
@@ -138,7 +137,7 @@ def _layout(machine: MachineSpec) -> Layout:
     snoop_filter = machine.llc.snoop_filter
     outer = (machine.llc,) if snoop_filter is None else (machine.llc, snoop_filter)
     shared, shared_end = _placed(outer, 0)
-    return Layout(private, Tlbs(*tlbs[:6]), tuple(tlbs[6:]), end, shared, shared_end)
+    return Layout(private, Tlbs(*tlbs), end, shared, shared_end)
 
 
 def new_system(
@@ -230,11 +229,18 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
 
 
 class Prepared(NamedTuple):
-    """What one CPU runs, checked, frozen and laid out for compiled code."""
+    """What one CPU runs, checked, frozen and laid out for compiled code.
 
-    cpu: int
+    view : what its accesses modify; every run has its own counts' `events`.
+    tlbs : `table_of` its TLBs. stream, pages : see `Stream`, `pages_of`.
+    hits : int64[3 * regions], scratch, 0 between runs.
+    """
+
+    view: View
+    tlbs: NDArray[np.int64]
     stream: Stream
     pages: NDArray[np.int64]
+    hits: NDArray[np.int64]
 
 
 def prepare(
@@ -251,18 +257,20 @@ def prepare(
     if not 0 <= cpu < len(system.cpu_node):
         raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
     frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
-    return Prepared(cpu, frozen_stream(stream, counts), _pages(system, frozen))
+    return Prepared(
+        view=_view(system, cpu, counts),
+        tlbs=table_of(cpu * system.layout.stride, system.layout.tlbs),
+        stream=frozen_stream(stream, counts),
+        pages=_pages(system, frozen),
+        hits=np.zeros((Kind.STORE + 1) * axes(counts)[1], np.int64),
+    )
 
 
 def run_prepared(system: System, prepared: Prepared, start: int, stop: int, counts: Counts) -> None:
     """Process records [start, stop) of what was prepared for such counts, as `run` does."""
-    layout, cpu = system.layout, prepared.cpu
-    hits = np.zeros((Kind.STORE + 1, axes(counts)[1]), np.int64)
-    view = _view(system, cpu, counts)
     run_records(
-        view,
-        layout.tlbs,
-        table_of(cpu * layout.stride, layout.pscs),
+        prepared.view._replace(events=counts.events),
+        prepared.tlbs,
         system.window_left,
         system.machine.core.reorder_window,
         system.machine.pcid,
@@ -271,26 +279,10 @@ def run_prepared(system: System, prepared: Prepared, start: int, stop: int, coun
         start,
         stop,
         system.batch,
-        hits.reshape(-1),
+        prepared.hits,
         counts.served.reshape(-1),
-        counts.events,
         counts.functions.reshape(-1),
-        axes(counts)[0],
     )
-    _settle(counts, hits, view.node)
-
-
-def _settle(counts: Counts, hits: NDArray[np.int64], node: int) -> None:
-    """Add L1 hits, and count what follows from the laws of `counts`; in place."""
-    served, events, _ = counts
-    served[Access.FETCH, 0, :, Service.L1, node, Overlap.LEADING] += hits[Kind.FETCH]
-    for kind in (Kind.LOAD, Kind.STORE):
-        served[kind, 0, :, Service.L1, node, Overlap.OVERLAPPED] += hits[kind]
-    fetches = int(served[Access.FETCH, 0].sum())
-    data = int(served[Access.LOAD : Access.STORE + 1, 0].sum())
-    events[Event.REFERENCES] = fetches + data
-    events[Event.ITLB_HITS] = fetches - events[Event.ITLB_MISSES]
-    events[Event.DTLB_HITS] = data - events[Event.DTLB_MISSES]
 
 
 def run(

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart, jit_within
-from numarep.memory.batch import KIND_BITS, KIND_MASK, MARK_BITS, MARKS, NODE_BITS, Batch
-from numarep.memory.counts import Access, Overlap, Service
+from numarep.memory.batch import (
+    KIND_BITS,
+    KIND_MASK,
+    MARK_BITS,
+    MARKS,
+    NODE_BITS,
+    Batch,
+    served_by,
+)
+from numarep.memory.counts import Access, Event, Overlap, Service
 from numarep.memory.front import PAGE_BITS, Of
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
@@ -152,3 +160,37 @@ def tally(
     for each in range(listed):
         functions[at(batch.cells[each])] += 1
     return left_now(left, batch.passed[at(size)], since)
+
+
+@jit
+def _accesses(served: NDArray[np.int64], nodes: int, regions: int, kind: int) -> int:
+    """Return how many accesses of a kind were served."""
+    total = 0
+    for cell in range(_cell(regions, nodes, kind, 0, 0), _cell(regions, nodes, kind, 1, 0)):
+        total += served[at(cell)]
+    return total
+
+
+@jit_apart
+def settle(
+    served: NDArray[np.int64],
+    events: NDArray[np.int64],
+    nodes: int,
+    node: int,
+    hits: NDArray[np.int64],
+) -> None:
+    """Add L1 hits, which become 0, and what follows from the laws of `counts`; in place."""
+    regions = len(hits) // (Kind.STORE + 1)
+    by = served_by(Service.L1.value, node)
+    for kind in range(Kind.STORE + 1):
+        place = _place(nodes, by, overlap_of(kind, False, 0))
+        for region in range(regions):
+            cell = _cell(regions, nodes, kind, 0, region) + place
+            served[at(cell)] += hits[at(kind * regions + region)]
+            hits[at(kind * regions + region)] = 0
+    fetches = _accesses(served, nodes, regions, Kind.FETCH.value)
+    data = _accesses(served, nodes, regions, Kind.LOAD.value)
+    data += _accesses(served, nodes, regions, Kind.STORE.value)
+    events[Event.REFERENCES] = fetches + data
+    events[Event.ITLB_HITS] = fetches - events[Event.ITLB_MISSES]
+    events[Event.DTLB_HITS] = data - events[Event.DTLB_MISSES]

@@ -16,7 +16,7 @@ Left out: the frame is not part of an entry, so a stale entry still leads to the
 False
 >>> bool(lookup_or_fill(words, 0, 2, page, 43, 43))  # ... and found under another root
 True
->>> drop_local(words, 0, tlb)
+>>> drop_local(words, table_of(0, [tlb]), 0)
 >>> [int(word) == page for word in words[:2]]
 [True, False]
 """
@@ -29,7 +29,12 @@ from numpy.typing import NDArray
 from numarep.jit import jit, jit_apart
 from numarep.memory.recency import ALL, EMPTY, matches, move, pitch_of
 from numarep.memory.vector import at, lowest
+from numarep.memory.view import first_in, rows_in, table_of, ways_in
 from numarep.units import PTE, PUD, TABLE_SHIFT
+
+# Numba links constants used in doctests too.
+__all__ = ["OWNERS", "Tlb", "Tlbs", "clear_all", "clear_pscs", "drop_local", "invalidate_page"]
+__all__ += ["key_of", "lookup_or_fill", "new_tlb", "page_number", "switch_root", "table_of"]
 
 GLOBAL = 0
 OWNER_BITS = 15
@@ -56,7 +61,10 @@ def new_tlb(offset: int, sets: int, ways: int) -> Tlb:
 
 
 class Tlbs(NamedTuple):
-    """The TLBs of one CPU: first level by page size, second level shared by 4K and 2M."""
+    """The TLBs of one CPU: first level by page size, second level shared by 4K and 2M; its PSCs.
+
+    Compiled code is given their `table_of`, called `tlbs`, and their places in that.
+    """
 
     itlb_4k: Tlb
     itlb_2m: Tlb
@@ -64,9 +72,13 @@ class Tlbs(NamedTuple):
     dtlb_2m: Tlb
     dtlb_1g: Tlb
     stlb: Tlb
+    psc_pmd: Tlb
+    psc_pud: Tlb
+    psc_pgd: Tlb
 
 
 ITLB_4K, ITLB_2M, DTLB_4K = range(3)  # places in Tlbs; the larger sizes' follow
+STLB, PSC_PMD, END = 5, 6, 9
 
 
 @jit
@@ -79,13 +91,6 @@ def page_number(vpn: int, leaf: int) -> int:
 def key_of(number: int, level: int) -> int:
     """Return a page's entry without its owner."""
     return (number << LEVEL_BITS | level) << OWNER_BITS
-
-
-@jit
-def first_of(tlb: Tlb, number: int) -> int:
-    """Return the first word, within a CPU's block, of the row a page belongs in."""
-    row = number & tlb.mask if tlb.mask >= 0 else number % tlb.sets
-    return tlb.offset + row * tlb.pitch
 
 
 @jit
@@ -112,78 +117,88 @@ def _row(words: NDArray[np.int64], first: int, ways: int, kept: int) -> None:
 
 
 @jit_apart
-def drop_page(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int, leaf: int) -> None:
-    """Drop every entry, under any root, of the page of the leaf's size around `vpn`; in place.
-
-    `base` is the first word of the CPU's block, here and below.
-    """
+def drop_page(
+    words: NDArray[np.int64], tlbs: NDArray[np.int64], which: int, vpn: int, leaf: int
+) -> None:
+    """Drop every entry, under any root, of the page of the leaf's size around `vpn`; in place."""
     number = page_number(vpn, leaf)
-    first = base + first_of(tlb, number)
+    first, ways = first_in(tlbs, which, number), ways_in(tlbs, which)
     key = key_of(number, leaf) >> OWNER_BITS
     kept = 0
-    for word in range(first, first + tlb.ways):
+    for word in range(first, first + ways):
         if words[word] >> OWNER_BITS != key:
             words[first + kept] = words[word]
             kept += 1
-    _row(words, first, tlb.ways, kept)
+    _row(words, first, ways, kept)
 
 
 @jit_apart
-def drop_splinters(words: NDArray[np.int64], base: int, tlb: Tlb, vpn: int) -> None:
+def drop_splinters(words: NDArray[np.int64], tlbs: NDArray[np.int64], which: int, vpn: int) -> None:
     """Drop every 2M splinter of the 1G page around `vpn`, under any root; in place."""
-    number = page_number(vpn, PUD)
-    start = base + tlb.offset
-    for first in range(start, start + tlb.sets * tlb.pitch, tlb.pitch):
+    number, ways = page_number(vpn, PUD), ways_in(tlbs, which)
+    for row in range(rows_in(tlbs, which)):
+        first = first_in(tlbs, which, row)
         kept = 0
-        for word in range(first, first + tlb.ways):
+        for word in range(first, first + ways):
             page = words[word] >> OWNER_BITS
             if page & LEVEL_MASK != PUD or page >> (LEVEL_BITS + TABLE_SHIFT) != number:
                 words[first + kept] = words[word]
                 kept += 1
-        _row(words, first, tlb.ways, kept)
+        _row(words, first, ways, kept)
 
 
 @jit_apart
-def drop_local(words: NDArray[np.int64], base: int, tlb: Tlb) -> None:
+def drop_local(words: NDArray[np.int64], tlbs: NDArray[np.int64], which: int) -> None:
     """Drop everything but global entries, in place."""
-    start = base + tlb.offset
-    for first in range(start, start + tlb.sets * tlb.pitch, tlb.pitch):
+    ways = ways_in(tlbs, which)
+    for row in range(rows_in(tlbs, which)):
+        first = first_in(tlbs, which, row)
         kept = 0
-        for word in range(first, first + tlb.ways):
+        for word in range(first, first + ways):
             if words[word] == EMPTY:
                 break
             if words[word] & (OWNERS - 1) == GLOBAL:
                 words[first + kept] = words[word]
                 kept += 1
-        _row(words, first, tlb.ways, kept)
+        _row(words, first, ways, kept)
 
 
 @jit_apart
-def clear(words: NDArray[np.int64], base: int, tlb: Tlb) -> None:
+def _clear(words: NDArray[np.int64], tlbs: NDArray[np.int64], which: int) -> None:
     """Drop everything, in place."""
-    _row(words, base + tlb.offset, tlb.sets * tlb.pitch, 0)
+    for row in range(rows_in(tlbs, which)):
+        _row(words, first_in(tlbs, which, row), ways_in(tlbs, which), 0)
 
 
 @jit_apart
-def invalidate_page(words: NDArray[np.int64], base: int, tlbs: Tlbs, vpn: int) -> None:
-    """INVLPG: drop the page around `vpn` at every size, global or not, in place."""
+def clear_pscs(words: NDArray[np.int64], tlbs: NDArray[np.int64]) -> None:
+    """Drop everything from the PSCs, in place."""
+    for which in range(PSC_PMD, END):
+        _clear(words, tlbs, which)
+
+
+@jit_apart
+def invalidate_page(words: NDArray[np.int64], tlbs: NDArray[np.int64], vpn: int) -> None:
+    """INVLPG: drop the page around `vpn` at every size, global or not, and all PSCs; in place."""
     for leaf in range(PTE, PUD + 1):
-        drop_page(words, base, tlbs[DTLB_4K + leaf - 1], vpn, leaf)
+        drop_page(words, tlbs, DTLB_4K + leaf - 1, vpn, leaf)
         if leaf < PUD:
-            drop_page(words, base, tlbs[ITLB_4K + leaf - 1], vpn, leaf)
-            drop_page(words, base, tlbs.stlb, vpn, leaf)
-    drop_splinters(words, base, tlbs.itlb_2m, vpn)
+            drop_page(words, tlbs, ITLB_4K + leaf - 1, vpn, leaf)
+            drop_page(words, tlbs, STLB, vpn, leaf)
+    drop_splinters(words, tlbs, ITLB_2M, vpn)
+    clear_pscs(words, tlbs)
 
 
 @jit_apart
-def switch_root(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
-    """MOV to CR3 without PCID: drop everything but global entries, in place."""
-    for tlb in tlbs:
-        drop_local(words, base, tlb)
+def switch_root(words: NDArray[np.int64], tlbs: NDArray[np.int64]) -> None:
+    """MOV to CR3 without PCID: drop all PSCs, and all TLB entries but global ones; in place."""
+    for which in range(PSC_PMD):
+        drop_local(words, tlbs, which)
+    clear_pscs(words, tlbs)
 
 
 @jit_apart
-def clear_all(words: NDArray[np.int64], base: int, tlbs: Tlbs) -> None:
+def clear_all(words: NDArray[np.int64], tlbs: NDArray[np.int64]) -> None:
     """Drop everything, in place."""
-    for tlb in tlbs:
-        clear(words, base, tlb)
+    for which in range(END):
+        _clear(words, tlbs, which)

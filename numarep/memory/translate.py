@@ -63,7 +63,7 @@ def _far(view: View, pages: NDArray[np.int64], batch: Batch, missed: int) -> int
 @jit_apart
 def translate(
     view: View,
-    pscs: NDArray[np.int64],
+    tlbs: NDArray[np.int64],
     pages: NDArray[np.int64],
     batch: Batch,
     missed: int,
@@ -82,7 +82,7 @@ def translate(
         vpn, leaf = pages[at(page + Of.VPN)], pages[at(page + Of.LEAF)]
         root = pages[at(page + Of.OWNERS)] >> OWNER_BITS
         batch.reads[at(record)] = walk(
-            *(view, pscs, vpn, leaf, root, pages, page + Of.TABLE),
+            *(view, tlbs, vpn, leaf, root, pages, page + Of.TABLE),
             *(batch.walk_line, batch.walk_level, each * MAX_LEVELS),
         )
         mark(batch, record)

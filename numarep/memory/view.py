@@ -108,6 +108,12 @@ def ways_in(table: NDArray[np.int64], which: int) -> int:
 
 
 @jit
+def rows_in(table: NDArray[np.int64], which: int) -> int:
+    """Return how many rows one of the structures has."""
+    return int(table[at((which << AT_BITS) + At.SETS)])
+
+
+@jit
 def policy_in(table: NDArray[np.int64], which: int) -> int:
     """Return the replacement policy of one of the caches."""
     return int(table[at((which << AT_BITS) + At.POLICY)])

@@ -18,12 +18,12 @@ stale one leads to the stream's tables.
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart, jit_within
+from numarep.jit import jit, jit_within
 from numarep.memory.counts import Event
-from numarep.memory.recency import ALL, EMPTY, matches, push, touch
-from numarep.memory.tlb import key_of, page_number
+from numarep.memory.recency import ALL, matches, push, touch
+from numarep.memory.tlb import PSC_PMD, key_of, page_number
 from numarep.memory.vector import at, lowest
-from numarep.memory.view import AT_BITS, At, View, first_in, ways_in
+from numarep.memory.view import View, first_in, ways_in
 from numarep.units import (
     ENTRY_BYTES,
     LINE_BYTES,
@@ -37,17 +37,7 @@ from numarep.units import (
 )
 
 # Numba links constants used in doctests too.
-__all__ = ["LINE_SHIFT", "clear_pscs", "entry_line", "walk"]
-
-
-@jit_apart
-def clear_pscs(words: NDArray[np.int64], pscs: NDArray[np.int64]) -> None:
-    """Drop everything, in place; `pscs` is the `table_of` the PSCs for PMD, PUD and PGD."""
-    for which in range(P4D - PMD + 1):
-        start = first_in(pscs, which, 0)
-        size = pscs[(which << AT_BITS) + At.SETS] * pscs[(which << AT_BITS) + At.PITCH]
-        for word in range(start, start + size):
-            words[word] = EMPTY
+__all__ = ["LINE_SHIFT", "entry_line", "walk"]
 
 
 @jit
@@ -58,11 +48,11 @@ def entry_line(table: int, vpn: int, level: int) -> int:
 
 
 @jit_within
-def _deepest_hit(view: View, pscs: NDArray[np.int64], vpn: int, leaf: int, root: int) -> int:
+def _deepest_hit(view: View, tlbs: NDArray[np.int64], vpn: int, leaf: int, root: int) -> int:
     """Return the level of the deepest PSC hit, or one above the top; the event is counted."""
     for level in range(max(leaf + 1, PMD), P4D + 1):
-        number, ways = page_number(vpn, level), ways_in(pscs, level - PMD)
-        first = first_in(pscs, level - PMD, number)
+        which, number = PSC_PMD + level - PMD, page_number(vpn, level)
+        first, ways = first_in(tlbs, which, number), ways_in(tlbs, which)
         found = matches(view.words, first, ways, key_of(number, level) | root, ALL)
         if found != 0:
             touch(view.words, first, ways, lowest(found))
@@ -75,7 +65,7 @@ def _deepest_hit(view: View, pscs: NDArray[np.int64], vpn: int, leaf: int, root:
 @jit
 def walk(
     view: View,
-    pscs: NDArray[np.int64],
+    tlbs: NDArray[np.int64],
     vpn: int,
     leaf: int,
     root: int,
@@ -89,8 +79,8 @@ def walk(
 
     Parameters
     ----------
-    pscs : int64[3 * 8]
-        See `clear_pscs`.
+    tlbs : int64[9 * 8]
+        The `table_of` the CPU's `Tlbs`.
     root : int
         Its small number (see `system.roots`).
     pages : int64[tables + 5]
@@ -104,7 +94,7 @@ def walk(
         Number of entries read.
     """
     read = 0
-    for level in range(_deepest_hit(view, pscs, vpn, leaf, root) - 1, leaf - 1, -1):
+    for level in range(_deepest_hit(view, tlbs, vpn, leaf, root) - 1, leaf - 1, -1):
         pfn = pages[at(tables + level - 1)]
         if pfn < 0:
             continue
@@ -112,7 +102,7 @@ def walk(
         lines[at(start + read)] = entry_line(pfn, vpn, level)
         read += 1
         if leaf < level <= P4D:
-            number = page_number(vpn, level)
-            first = first_in(pscs, level - PMD, number)
-            push(view.words, first, ways_in(pscs, level - PMD), key_of(number, level) | root)
+            which, number = PSC_PMD + level - PMD, page_number(vpn, level)
+            first = first_in(tlbs, which, number)
+            push(view.words, first, ways_in(tlbs, which), key_of(number, level) | root)
     return read

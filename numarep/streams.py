@@ -140,7 +140,7 @@ def toy_machine() -> MachineSpec:
             "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
             "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
             "latency": latency | writes | {"remote_llc_ns": [[20.0]], "dram_ns": [[100.0]]},
-            "prefetch": {"next_line_fetch": False, "adjacent_line": False},
+            "prefetch": dict.fromkeys(("next_line_fetch", "adjacent_line", "stream"), False),
             "pcid": False,
         },
     )

@@ -207,6 +207,29 @@ def page_number(vpn, size):
 SIZE = {1: "4k", 2: "2m", 3: "1g"}
 
 
+class Stream:
+    """What a stream prefetcher remembers of a frame: Intel's streamer, see `memory.streamer`."""
+
+    def __init__(self, line):
+        self.last, self.way, self.frontier = line, 0, line
+
+    def ask(self, line):
+        """Return the lines to prefetch after a request for one."""
+        if line == self.last:
+            return []
+        way = 1 if line > self.last else -1
+        goes_on, self.last, self.way = way == self.way, line, way
+        if not goes_on:
+            self.frontier = line
+            return []
+        if (self.frontier - line) * way < 0:
+            self.frontier = line
+        wanted = [self.frontier + way, self.frontier + 2 * way]
+        wanted = [x for x in wanted if x // 64 == line // 64 and abs(x - line) <= 20]
+        self.frontier = (wanted or [self.frontier])[-1]
+        return wanted
+
+
 class Domain:
     """An LLC, a snoop filter if it is a victim cache, and the CPUs that share it.
 
@@ -260,6 +283,7 @@ class Cpu:
         self.stlb = Tlb(tlbs.stlb)
         psc = machine.psc
         self.psc = {2: Tlb(psc.pmd), 3: Tlb(psc.pud), 4: Tlb(psc.pgd)}
+        self.streams = LruRow(32)  # by frame
         self.since_leading = None  # instructions since the window opened; None = closed
 
     @property
@@ -280,6 +304,7 @@ class Cpu:
     def forget(self):
         for structure in [*self.tlbs, *self.psc.values(), *self.inner]:
             structure.empty()
+        self.streams.clear()
         self.since_leading = None
 
 
@@ -466,12 +491,19 @@ class Twin:
         domain.right[line], domain.owner[line] = "exclusive", cpu
 
     def prefetch(self, cpu, l1, line, served_by):
-        """L2 gets the other half of 128 bytes, then the next line of code in the same 4 KiB."""
+        """L2 gets the other half of 128 bytes, the next line of code in its 4 KiB, and streams."""
         wanted = []
         if self.machine.prefetch.adjacent_line and served_by in FAR:
             wanted.append(line + 1 if line % 2 == 0 else line - 1)
         if self.machine.prefetch.next_line_fetch and l1 is cpu.l1i and served_by != "l1":
             wanted += [line + 1] if line % 64 < 63 else []
+        if self.machine.prefetch.stream and served_by != "l1":
+            stream = cpu.streams.get(line // 64)
+            if stream:
+                cpu.streams.use(line // 64)
+                wanted += stream.ask(line)
+            else:
+                cpu.streams.insert(line // 64, Stream(line))
         for other in wanted:
             if not cpu.l2.get(other):
                 self.events["prefetches"] += 1

@@ -19,7 +19,8 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 ...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
 ...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
 ...     "latency": {**cycles, **writes, "remote_llc_ns": [[20]], "dram_ns": [[100]]},
-...     "prefetch": {"next_line_fetch": False, "adjacent_line": False}, "pcid": False})
+...     "prefetch": dict.fromkeys(("next_line_fetch", "adjacent_line", "stream"), False),
+...     "pcid": False})
 >>> system = new_system(machine, cpu_nodes=(0,), node_end_pfn=np.array([16]))
 >>> page, line = np.zeros(3, np.int32), np.array([0, 1, 0], np.uint8)
 >>> stream = Stream(np.full(3, 1, np.uint8), page, line, page + 1)  # three loads
@@ -53,9 +54,10 @@ from numarep.memory.counts import Counts
 from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
-from numarep.memory.prefetch import ADJACENT, NEXT_LINE
+from numarep.memory.prefetch import ADJACENT, NEXT_LINE, STREAM
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.replacement import Policy
+from numarep.memory.streamer import STREAMS
 from numarep.memory.tlb import OWNERS, Tlbs, new_tlb
 from numarep.memory.vector import new_words
 from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
@@ -79,6 +81,7 @@ class Layout(NamedTuple):
 
     private: tuple[Cache, ...]  # L1I, L1D, L2
     tlbs: Tlbs
+    streams: int  # of the stream prefetcher; where the block ends if there is none
     stride: int
     shared: tuple[Cache, ...]  # the LLC and, behind a victim LLC, its snoop filter
     shared_stride: int
@@ -134,10 +137,11 @@ def _layout(machine: MachineSpec) -> Layout:
     ):
         tlbs.append(new_tlb(end, tlb.sets, tlb.ways))
         end += tlb.sets * pitch_of(tlb.ways)
+    streams, end = end, end + STREAMS * machine.prefetch.stream
     snoop_filter = machine.llc.snoop_filter
     outer = (machine.llc,) if snoop_filter is None else (machine.llc, snoop_filter)
     shared, shared_end = _placed(outer, 0)
-    return Layout(private, Tlbs(*tlbs), end, shared, shared_end)
+    return Layout(private, Tlbs(*tlbs), streams, end, shared, shared_end)
 
 
 def new_system(
@@ -197,7 +201,8 @@ def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
 
 def _prefetchers(machine: MachineSpec) -> int:
     prefetch = machine.prefetch
-    return NEXT_LINE * prefetch.next_line_fetch | ADJACENT * prefetch.adjacent_line
+    within_pair = NEXT_LINE * prefetch.next_line_fetch | ADJACENT * prefetch.adjacent_line
+    return within_pair | STREAM * prefetch.stream
 
 
 def _view(system: System, cpu: int, counts: Counts) -> View:
@@ -225,6 +230,7 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
         ahead=system.ahead,
         l1=table_of(cpu * layout.stride, (l1i, l1d, l1d)),
         prefetch=_prefetchers(system.machine),
+        streams=cpu * layout.stride + layout.streams,
     )
 
 

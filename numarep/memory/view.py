@@ -152,7 +152,7 @@ class View(NamedTuple):
     directory : the LLC, or the snoop filter if `is_victim`.
     l1 : `table_of` L1 as fetches, loads and stores see it.
     ahead : int64[Ahead.END], what the run-ahead of L1 may have to take back.
-    prefetch : see `prefetch`.
+    prefetch : see `prefetch`; streams : first word of the CPU's streams, see `streamer`.
     """
 
     words: NDArray[np.int64]
@@ -175,6 +175,7 @@ class View(NamedTuple):
     ahead: NDArray[np.int64]
     l1: NDArray[np.int64]
     prefetch: int
+    streams: int
 
 
 @jit

@@ -135,6 +135,7 @@ class PrefetchSpec(Spec):
 
     next_line_fetch: bool  # the line after one that L1I missed
     adjacent_line: bool  # the other half of the 128-byte pair, on an L2 miss
+    stream: bool  # lines ahead of L1 misses that go one way within 4 KiB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,11 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
             invlpg_cycles=90,
             ipi_cycles=5000,
         ),
-        prefetch=PrefetchSpec(next_line_fetch=rng.random() < 0.3, adjacent_line=rng.random() < 0.3),
+        prefetch=PrefetchSpec(
+            next_line_fetch=rng.random() < 0.3,
+            adjacent_line=rng.random() < 0.3,
+            stream=rng.random() < 0.3,
+        ),
         pcid=rng.random() < 0.3,
     )
 
@@ -165,17 +169,21 @@ def random_pages(rng: random.Random, nodes: int, count: int) -> list[Page]:
 def random_records(rng: random.Random, pages: int, count: int) -> list[Record]:
     lines = rng.randint(1, 6)
     serialising = rng.choice([0, 0.02, 0.1])
+    stride = rng.choice([0, 0, 0, 1, -1, 2])  # lines from record to record of a stream, if any
     records = []
-    for _ in range(count):
+    for index in range(count):
         kind = rng.choice(["fetch", "load", "load", "store"])
         if rng.random() < serialising:
             kind = rng.choice(["cr3", "invlpg", "flush", "ipi"])
         repeats = rng.choice([0, 1, 1, 2, 9]) if kind == "fetch" else rng.choice([1, 1, 3])
+        page, line = rng.randrange(pages), rng.choice([9 * rng.randrange(lines)] * 3 + [62, 63])
+        if stride and rng.random() < 0.9:
+            page, line = 0, index * stride % 64
         records.append(
             Record(
                 kind,
-                rng.randrange(pages),
-                rng.choice([9 * rng.randrange(lines)] * 3 + [62, 63]),
+                page,
+                line,
                 repeats,
                 rng.randrange(FUNCTIONS),
             )

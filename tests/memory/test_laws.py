@@ -134,7 +134,7 @@ def test_more_ways_never_miss_more(seed, sets):
             l1d=cache(sets, ways),
             l2=cache(64, 4),
             llc=llc(64, 8),
-            prefetch=PrefetchSpec(next_line_fetch=False, adjacent_line=False),
+            prefetch=NO_PREFETCH,
         )
         counts, system = new_counts(1, 1), new_system(machine, (0,), np.array([8]))
         run(system, 0, stream, translations, 0, len(records), counts)
@@ -278,12 +278,61 @@ def test_prefetched_lines_are_found_in_l2():
     stream = as_stream([Record("fetch", 0, line, 1) for line in (0, 1, 2, 62, 63)])
     expected = {(False, False): [5, 0], (True, False): [2, 3], (False, True): [3, 2]}
     for (next_line, adjacent), by_dram_and_l2 in expected.items():
-        spec = PrefetchSpec(next_line_fetch=next_line, adjacent_line=adjacent)
+        spec = PrefetchSpec(next_line_fetch=next_line, adjacent_line=adjacent, stream=False)
         system = new_system(replace(quiet, prefetch=spec), (0,), np.array([8]))
         counts = new_counts(1, 1)
         run(system, 0, stream, page, 0, 5, counts)
         served = counts.served[Access.FETCH, 0, 0, :, 0, 0]
         assert [served[Service.DRAM], served[Service.L2]] == by_dram_and_l2
+
+
+def chase_of(lines: list[int], spec: PrefetchSpec, frames: int = 1) -> Counts:
+    """Load lines of frames of one 2M page on a machine with room for all of them."""
+    machine = small_machine(random.Random(0), 1)
+    machine = replace(machine, l1d=cache(64, 8), l2=cache(512, 8), llc=llc(512, 16), prefetch=spec)
+    table = {2: frames, 3: frames + 1, 4: frames + 2}
+    pages = [Page(frame, frame, 2, False, frames + 2, table, 0) for frame in range(frames)]
+    records = [Record("load", *divmod(line, 64), 1) for line in lines]
+    system, counts = new_system(machine, (0,), np.array([frames + 3])), new_counts(1, 1)
+    run(system, 0, as_stream(records), as_translations(pages), 0, len(records), counts)
+    return counts
+
+
+NO_PREFETCH = PrefetchSpec(next_line_fetch=False, adjacent_line=False, stream=False)
+STREAM = replace(NO_PREFETCH, stream=True)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("frames", [1, 7])
+def test_a_walk_reads_but_three_lines_of_a_page_itself(frames, way):
+    """All lines are brought once and none beyond: a stream's first three by the walk."""
+    lines = list(range(64 * frames))[::way]
+    plain, streamed = chase_of(lines, NO_PREFETCH, frames), chase_of(lines, STREAM, frames)
+    loads = streamed.served[Access.LOAD, 0, 0, :, 0].sum(axis=-1)
+    assert plain.served[Access.LOAD, 0, 0, Service.DRAM].sum() == len(lines)
+    assert loads[Service.DRAM] == 3 * frames
+    assert loads[Service.L2] == streamed.events[Event.PREFETCHES] == 61 * frames
+
+
+def test_a_stream_runs_two_lines_a_request_and_at_most_twenty_ahead():
+    def ahead(requests: int) -> int:
+        return int(chase_of(list(range(requests)), STREAM).events[Event.PREFETCHES])
+
+    assert [ahead(n) for n in (2, 3, 4, 5)] == [0, 2, 4, 6]
+    assert [ahead(n) for n in (20, 21, 22, 23)] == [36, 38, 39, 40]
+    assert ahead(44) == ahead(64) == 61
+
+
+@pytest.mark.parametrize(("frames", "prefetches"), [(32, 64), (33, 0)])
+def test_as_many_streams_are_kept_as_there_are_trackers(frames, prefetches):
+    """Third requests of frames taken in turn; a chase over many frames gives rise to nothing."""
+    lines = [64 * frame + 2 * step for step in range(3) for frame in range(frames)]
+    assert chase_of(lines, STREAM, frames).events[Event.PREFETCHES] == prefetches
+
+
+@pytest.mark.parametrize("lines", [[5, 9, 3, 8, 2], [5, 6, 5, 6, 5], [5, 6, 69, 70], [5, 5, 5]])
+def test_what_never_goes_two_steps_one_way_is_no_stream(lines):
+    assert chase_of(lines, STREAM, frames=2).events[Event.PREFETCHES] == 0
 
 
 @pytest.mark.parametrize("pcid", [False, True])

@@ -14,7 +14,7 @@ from tests.twin import Page, Record
 
 # One 1G page, so that a walk reads two lines only, whose frames are none of the data's.
 PAGE = as_translations([Page(0, 3, 3, True, 0, {3: 1, 4: 0}, 0)])
-QUIET = PrefetchSpec(next_line_fetch=False, adjacent_line=False)
+QUIET = PrefetchSpec(next_line_fetch=False, adjacent_line=False, stream=False)
 
 
 def machine(last: LlcSpec, sockets: tuple[int, ...]) -> MachineSpec:

@@ -127,7 +127,7 @@ def test_one_domain_answers_for_a_line_and_one_core_changes_it(seed, records):
 
 def without_prefetch(case: Case) -> Case:
     """A prefetch may write back, in the same record, what a store has just dirtied."""
-    quiet = PrefetchSpec(next_line_fetch=False, adjacent_line=False)
+    quiet = PrefetchSpec(next_line_fetch=False, adjacent_line=False, stream=False)
     return replace(case, machine=replace(case.machine, prefetch=quiet))
 
 

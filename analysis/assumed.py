@@ -10,7 +10,6 @@ mapping it covers all of the mapping. A cache of entries and ways is one paramet
 {'entries': 12, 'ways': 2}
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,6 @@ class Parameter:
     def scaled(self, factor: float) -> Any:
         """Return the nominal value times a factor, as near as the value's kind allows."""
         return _scaled(self.nominal, factor)
-
-    def override(self, factor: float) -> str:
-        """Return the scaled value as one types it for a sweep."""
-        value = json.dumps(self.scaled(factor), separators=(",", ":")).replace('"', "")
-        return f"{self.path}={value}"
 
 
 def conf_folder() -> Path:

@@ -1,15 +1,18 @@
-"""The points of the sensitivity study: `python -m analysis.design` prints them as overrides.
+"""The points of the sensitivity study: `python -m analysis.design` prints them as CSV.
 
 A Morris design (SALib's): trajectories in which one assumed parameter changes at a time, each
-scaled between half and one and a half of its value. One line is one point:
+scaled between half and one and a half of its value. One line is one point, its columns settings:
 
-    python -m analysis.design | xargs -L1 python -m numarep.sweep study=sensitivity
+    python -m analysis.design | python -m numarep.sweep study=sensitivity points=-
 
 >>> design([Parameter("a", 2.0), Parameter("b", 4.0)], trajectories=1).shape
 (3, 2)
 """
 
 import argparse
+import csv
+import io
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,17 +55,21 @@ def varied() -> list[Parameter]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line of overrides a point."""
+    """Print a header of settings, and a line of their values a point."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.design",
-        description="Print the points of the sensitivity study, a line of overrides each; pipe "
-        "them into: xargs -L1 python -m numarep.sweep study=sensitivity",
+        description="Print the points of the sensitivity study as CSV, a line each; pipe them "
+        "into: python -m numarep.sweep study=sensitivity points=-",
     )
     parser.parse_args(arguments)
     parameters = varied()
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(parameter.path for parameter in parameters)
     for point in design(parameters):
-        overrides = zip(parameters, point, strict=True)
-        print(" ".join(f"'{parameter.override(factor)}'" for parameter, factor in overrides))
+        values = zip(parameters, point, strict=True)
+        lines.writerow(json.dumps(parameter.scaled(factor)) for parameter, factor in values)
+    print(text.getvalue(), end="")
     return 0
 
 

@@ -16,9 +16,10 @@ from numarep.results import ResultsError, open_results
 from numarep.spec import SpecError
 from numarep.sweep import task
 from numarep.sweep.executor import ExecutorError, parse_executor
-from numarep.sweep.grid import DEFAULT_STUDY, Study, expand, groups, studies
+from numarep.sweep.grid import DEFAULT_STUDY, Study, expand
 from numarep.sweep.plan import Plan, build_plan
 from numarep.sweep.run import sweep
+from numarep.sweep.studies import groups, studies
 from numarep.workload.trace import TraceError
 
 DONE, RUNS_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -40,6 +41,8 @@ overrides, in Hydra's grammar; each replaces a default or an axis of the study:
   workload=kill           one option of a group
   workload=kill,fork_1    an axis; also range(1,9), choice(a,b) and, for groups, glob(mmap*)
   machine.core.ghz=2.6,3  any key below a group, also as an axis
+  points=FILE             one point a row of a .csv, .jsonl or .parquet file (- is CSV on standard
+                          input), its columns any of these keys; the study is single by default
   executor=serial         everything in this process, no Ray
   executor.address=H:P    join the Ray cluster that listens at host H, port P
 

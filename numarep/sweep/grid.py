@@ -1,8 +1,8 @@
 """From a study and the command line's overrides to the points of a grid.
 
 The only module that imports Hydra. Users type Hydra's override grammar and Hydra's parser reads
-it; Hydra composes once per combination of configuration groups, and dotted keys are set in the
-composed mapping, because composing every point of a large grid would take longer than running it.
+it; Hydra composes every option of a group once, and dotted keys are set in what it composed,
+because composing every point of a large grid would take longer than running it.
 
 Every key a study or user names may be an axis: `seed=1,2`, `seed=range(1,5)`, `workload=glob(m*)`.
 
@@ -11,13 +11,13 @@ Every key a study or user names may be an axis: `seed=1,2`, `seed=range(1,5)`, `
 {'core': {'ghz': 3.0, 'base_ipc': 2.0}, 'rows': [[1, 5]]}
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,15 +26,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from numarep.spec import RunSpec, SpecError, nearest
+from numarep.spec import RunSpec, SpecError, nearest, parse
+from numarep.sweep.points import PointsFile, Row, read_points
+from numarep.sweep.studies import Part, folder, groups, parts_of
 
 DEFAULT_STUDY = "seed_table"
+NO_AXES = "single"  # the study of a file of points, unless another is named
 EXECUTOR = "executor"
 # Axes below this are policies' own, so a study's baseline is run without them.
 BASELINE_OF = "replication"
 # Not configuration: where it comes from and where it goes.
-STUDY, OUT = "study", "out"
-_KEYS = (*(f.name for f in fields(RunSpec)), EXECUTOR, STUDY, OUT)
+STUDY, OUT, POINTS = "study", "out", "points"
+_KEYS = (*(f.name for f in fields(RunSpec)), EXECUTOR, STUDY, OUT, POINTS)
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,7 @@ class Study:
     points: list[dict[str, Any]]
     arguments: list[str]  # as the user typed them
     axes: dict[str, str] = field(default_factory=dict)  # the study's, before overrides
-
-
-def folder(name: str) -> Path:
-    """Find `conf` or `sweeps`: inside an installed wheel, beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
-
-
-def groups() -> dict[str, list[str]]:
-    """List the configuration groups and their options."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder("conf").glob("*/*.yaml")):
-        found.setdefault(path.parent.name, []).append(path.stem)
-    return found
-
-
-def studies() -> list[str]:
-    """List the named studies."""
-    return sorted(path.stem for path in folder("sweeps").glob("*.yaml"))
+    points_sha256: str | None = None  # of the file that names points, if any
 
 
 def expand(arguments: Sequence[str]) -> Study:
@@ -85,19 +69,55 @@ def expand(arguments: Sequence[str]) -> Study:
     with initialize_config_dir(str(folder("conf").absolute()), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         typed = {o.get_key_element(): o for o in (_parse(parser, a) for a in arguments)}
-        name = _single(typed.pop(STUDY, None), DEFAULT_STUDY)
+        file = read_points(_single(typed.pop(POINTS), "")) if POINTS in typed else None
+        name = _single(typed.pop(STUDY, None), NO_AXES if file else DEFAULT_STUDY)
         out = Path(_single(typed.pop(OUT, None), f"results/{name}"))
-        axes, baseline = _read(name)
-        overrides = {key: _parse(parser, f"{key}={value}") for key, value in axes.items()} | typed
-        try:
-            points, executor = _points(overrides)
-            if baseline:
-                at = {k: o for k, o in overrides.items() if k.split(".")[0] != BASELINE_OF}
-                at[BASELINE_OF] = _parse(parser, f"{BASELINE_OF}={baseline}")
-                points = _points(at)[0] + points
-        except (HydraException, OmegaConfBaseException) as error:
-            raise SpecError(_one_line(error)) from None
-    return Study(name, out, executor, points, list(arguments), axes)
+        parts = parts_of(name)
+        points: list[dict[str, Any]] = []
+        for title, part in parts.items():
+            try:
+                found, executor = _expand(parser, part, typed, file)
+            except SpecError as error:
+                raise error if title == name else SpecError(f"{title}: {error}") from None
+            points += found
+    axes = parts[name].axes if name in parts else {t: _as_typed(p.axes) for t, p in parts.items()}
+    return Study(name, out, executor, points, list(arguments), axes, file.sha256 if file else None)
+
+
+def _expand(
+    parser: OverridesParser, part: Part, typed: Mapping[str, Override], file: PointsFile | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the points of one grid, its baseline's first, and the executor's settings."""
+    overrides = {key: _parse(parser, f"{key}={value}") for key, value in part.axes.items()}
+    overrides |= typed
+    rows = _rows(file, typed) if file else [Row("", {})]
+    try:
+        points, executor = _points(overrides, rows)
+        if part.baseline:
+            at = {key: o for key, o in overrides.items() if not _is_policys(key)}
+            at[BASELINE_OF] = _parse(parser, f"{BASELINE_OF}={part.baseline}")
+            plain = [
+                Row(row.where, {k: v for k, v in row.settings.items() if not _is_policys(k)})
+                for row in rows
+            ]
+            points = _points(at, plain)[0] + points
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SpecError(_one_line(error)) from None
+    return points, executor
+
+
+def _is_policys(key: str) -> bool:
+    return key.split(".")[0] == BASELINE_OF
+
+
+def _rows(file: PointsFile, typed: Mapping[str, Override]) -> list[Row]:
+    """Return the rows of a file, none of whose keys may be typed as well or apply to all runs."""
+    for key in sorted(file.keys):
+        if key.split(".")[0] in (EXECUTOR, STUDY, OUT, POINTS):
+            raise SpecError(f"points: {file.name}: {key}: one for all runs, not a column")
+        if key in typed:
+            raise SpecError(f"points: {file.name}: {key}: typed as well, {key}=...")
+    return file.rows
 
 
 def put(value: Any, path: Sequence[str], new: Any, *above: str) -> Any:
@@ -149,27 +169,8 @@ def _single(override: Override | None, default: str) -> str:
     return str(override.get_value_string()).strip("'\"")
 
 
-def _read(name: str) -> tuple[dict[str, str], str | None]:
-    """Read a study: its axes as override values, and the policy it takes as baseline, if any."""
-    if name not in studies():
-        raise SpecError(f"study: no such study {name!r}{nearest(name, studies())}")
-    path = folder("sweeps") / f"{name}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not YAML ({_one_line(error)})") from None
-    axes = content.get("axes") if isinstance(content, dict) else None
-    if not isinstance(axes, dict) or not {"axes"} <= set(content) <= {"axes", "baseline"}:
-        raise SpecError(f"{path}: expected a mapping, 'axes', and perhaps a policy, 'baseline'")
-    baseline = content.get("baseline")
-    return {str(k): _typed(v) for k, v in axes.items()}, None if baseline is None else str(baseline)
-
-
-def _typed(value: Any) -> str:
-    """Return a YAML value as one would type it on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(_typed, value)) if isinstance(value, list) else str(value)
+def _as_typed(axes: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in axes.items())
 
 
 def _values(override: Override) -> list[Any]:
@@ -182,11 +183,15 @@ def _values(override: Override) -> list[Any]:
     return [Override._convert_value(value) for value in override.sweep_iterator()]
 
 
-def _points(overrides: Mapping[str, Override]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Compose every combination of groups, then set the dotted keys in each."""
+def _points(
+    overrides: Mapping[str, Override], rows: Sequence[Row]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Compose every combination of groups, then set the dotted keys in each; so for every row."""
     known = groups()
     # A reference may be to any key, so all keys must be set before Hydra resolves it.
     refers = any("${" in str(override.input_line) for override in overrides.values())
+    if refers and any(row.settings for row in rows):
+        raise SpecError("points: references, ${...}, are resolved before a file's rows are set")
     composed, dotted = {}, {}
     for key, override in overrides.items():
         if key in known:
@@ -198,16 +203,56 @@ def _points(overrides: Mapping[str, Override]) -> tuple[list[dict[str, Any]], di
     for key, values in (composed | dotted).items():
         if key.split(".")[0] == EXECUTOR and len(values) != 1:
             raise SpecError(f"{key}: expected one value, because all runs share the executor")
-    points, executor = [], {}
-    for singles in _product(composed):
-        base = _compose(list(singles.values()))
-        for values in _product(dotted):
-            point = base
-            for key, value in values.items():
-                point = put(point, key.split("."), value)
-            executor = point[EXECUTOR]
-            points.append({key: value for key, value in point.items() if key != EXECUTOR})
+    points: list[dict[str, Any]] = []
+    executor: dict[str, Any] = {}
+    for row in rows:
+        picked = {k: [f"{k}={_option(k, v, row)}"] for k, v in row.settings.items() if k in known}
+        own = {key: [value] for key, value in row.settings.items() if key not in known}
+        first = len(points)
+        for singles in _product(composed | picked):
+            base = _base(singles, known)
+            for values in _product(dotted | own):
+                point = base
+                for key, value in values.items():
+                    point = _put(point, key, value, row)
+                executor = point[EXECUTOR]
+                points.append({key: value for key, value in point.items() if key != EXECUTOR})
+        if row.settings:
+            _check_row(row, points[first])
     return points, executor
+
+
+def _base(singles: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Compose one override a key; groups alone, which know nothing of each other, one by one."""
+    if not set(singles) <= set(known):
+        return _compose(tuple(singles.values()))
+    own = {group: _compose((override,))[group] for group, override in singles.items()}
+    return _compose(()) | own
+
+
+def _option(group: str, value: Any, row: Row) -> str:
+    """Return the option of a group that a row picks."""
+    valid = groups()[group]
+    if value not in valid:
+        why = f"no such option {value!r}{nearest(str(value), valid)}"
+        raise SpecError(f"points: {row.where}: {group}: {why}")
+    return str(value)
+
+
+def _put(point: dict[str, Any], key: str, value: Any, row: Row) -> dict[str, Any]:
+    try:
+        changed: dict[str, Any] = put(point, key.split("."), value)
+    except SpecError as error:
+        raise SpecError(f"points: {row.where}: {error}") if key in row.settings else error from None
+    return changed
+
+
+def _check_row(row: Row, point: dict[str, Any]) -> None:
+    """Refuse a row whose values no run can have, by its line; the plan names paths only."""
+    try:
+        parse(RunSpec, point)
+    except SpecError as error:
+        raise SpecError(f"points: {row.where}: {error}") from None
 
 
 def _typed_singly(override: Override) -> list[str]:
@@ -234,8 +279,9 @@ def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _compose(overrides: list[str]) -> dict[str, Any]:
-    composed = OmegaConf.to_container(compose("config", overrides), resolve=True)
+@functools.cache  # Hydra takes a tenth of a second
+def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
+    composed = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     return {str(key): value for key, value in dict(composed).items()}  # type: ignore[arg-type]
 
 

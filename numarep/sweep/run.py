@@ -140,6 +140,7 @@ def _manifest(study: Study, plan: Plan, executor: ExecutorSpec) -> dict[str, Any
         "study": study.name,
         "axes": study.axes,
         "overrides": study.arguments,
+        **({"points_sha256": study.points_sha256} if study.points_sha256 else {}),
         "executor": as_mapping(executor),
         "model_version": plan.model_version,
         "datasets": plan.checksums,

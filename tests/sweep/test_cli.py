@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from numarep.results import MANIFEST, SCHEMA_VERSION, TABLES, file_of, scan_runs
-from numarep.sweep.grid import groups, studies
+from numarep.sweep.studies import groups, studies
 
 # 24 runs; the double can hold `kill`, which comes in the middle.
 GRID = ("workload=fork_1,kill,mount_proc", "seed=1")

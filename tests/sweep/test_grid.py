@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from numarep.spec import RunSpec, SpecError, parse
 from numarep.sweep.executor import parse_executor
-from numarep.sweep.grid import expand, folder, groups, studies
+from numarep.sweep.grid import expand
+from numarep.sweep.studies import folder, groups, studies
 
 GRIDS: list[list[str]] = [
     [],
@@ -28,6 +29,7 @@ GRIDS: list[list[str]] = [
     ["+workload.extra=1,2"],
     ["++workload.iterations=7", "replication=none,series", "kernel.pti=true,false"],
     ["seed=1", "seed=2,3"],
+    ["machine=e7_4850_v3,genoa_9224_nps2", "kernel=glob(*)", "replication=lazy,series"],
 ]
 
 
@@ -94,6 +96,28 @@ def test_every_option_composes_and_parses(group: str, option: str) -> None:
     assert content.get("name", content.get("kind")) == option
 
 
+def test_a_list_of_studies_is_their_points_with_axes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "numarep.sweep.studies.folder",
+        lambda name: tmp_path if name == "sweeps" else folder(name),
+    )
+    (tmp_path / "both.yaml").write_text("studies: {one: {}, other: {seed: [3, 4], cpu_node: 0}}")
+    (tmp_path / "one.yaml").write_text("axes: {seed: '1,2'}\nbaseline: none")
+    (tmp_path / "other.yaml").write_text("axes: {cpu_node: '0,1', cache_state: cold}")
+    (tmp_path / "all.yaml").write_text("studies: {both: {}}")
+    study = expand(["study=both", "workload=kill"])
+    other = expand(["study=other", "workload=kill", "seed=3,4", "cpu_node=0"])
+    assert study.points == expand(["study=one", "workload=kill"]).points + other.points
+    assert study.out == Path("results/both")
+    (tmp_path / "both.yaml").write_text("studies: {one: {}, other: {machine.cores: 3}}")
+    with pytest.raises(SpecError, match=r"other: machine\.cores: no such key"):
+        expand(["study=both"])
+    with pytest.raises(SpecError, match="both is a list of studies itself"):
+        expand(["study=all"])
+
+
 @pytest.mark.parametrize(
     "axes", ["[1, 2]", "axes: 3", "axes: {seed: 1}\nruns: 2", "axes: {seed: 1", ""]
 )
@@ -102,7 +126,7 @@ def test_a_study_file_of_another_shape_is_refused(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(axes)
     monkeypatch.setattr(
-        "numarep.sweep.grid.folder", lambda name: tmp_path if name == "sweeps" else folder(name)
+        "numarep.sweep.studies.folder", lambda name: tmp_path if name == "sweeps" else folder(name)
     )
     with pytest.raises(SpecError, match=r"mine\.yaml"):
         expand(["study=mine"])

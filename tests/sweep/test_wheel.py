@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from numarep.sweep.grid import groups, studies
+from numarep.sweep.studies import groups, studies
 from tests.sweep.conftest import ROOT
 
 

@@ -1,5 +1,5 @@
 # make sweep [ARGS="workload=kill out=/tmp/kill"]   install what it needs, run the main job
-# make report [ARGS="..."]                          the same, layout noise, then a report
+# make report [ARGS="..."]                          the same, all short studies, then a report
 # make test                                         install what it needs, run every check
 # make constraints                                  pin the newest versions that fit pyproject.toml
 # Uses uv where it is installed, python3's venv and pip elsewhere.
@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv)
 ARGS ?=
+RESULTS = results/seed_table
 nocachesim = no C compiler, so no pycachesim (source only): what compares with it skips
 
 ifdef UV
@@ -26,10 +27,13 @@ sweep: $(VENV)/.sweep
 	@$(BIN)/python -m numarep.sweep $(ARGS)
 
 report: $(VENV)/.report
-	@$(BIN)/python -m numarep.sweep out=results/seed_table $(ARGS)
-	@$(BIN)/python -m numarep.sweep study=layout_noise out=results/seed_table > /dev/null
-	@$(BIN)/python -m tests.agreement results/seed_table
-	@$(BIN)/python -m analysis.report results/seed_table
+	@$(BIN)/python -m numarep.sweep out=$(RESULTS) $(ARGS)
+	@echo "== what else the report asks for"
+	@$(BIN)/python -m numarep.sweep study=report out=$(RESULTS) > /dev/null
+	@$(BIN)/python -m analysis.design | $(BIN)/python -m numarep.sweep study=sensitivity \
+	  workload=kill cache_state=cold points=- out=$(RESULTS) > /dev/null
+	@$(BIN)/python -m tests.agreement $(RESULTS)
+	@$(BIN)/python -m analysis.report $(RESULTS)
 
 test: $(VENV)/.test
 	@echo "== ruff format"; $(BIN)/ruff format --check .

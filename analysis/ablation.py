@@ -98,15 +98,20 @@ def switches(cases: pl.LazyFrame) -> pl.DataFrame:
     chosen = reference(cases)
     same = pl.col("machine").is_in(chosen["machine"].unique().to_list())
     studies = study_over(undisturbed(cases, same), (), by=("replication",))
-    cells = studies.group_by("replication", *_CELL).agg(pl.mean("a"))
-    series = cells.filter(replication=POLICY).select(*_CELL, series="a")
-    both = cells.join(series, on=_CELL).filter(
-        pl.len().over("replication") == pl.len().over("replication").max()
+    kinds = (*_CELL, "seed")
+    runs = studies.group_by("replication", *kinds).agg(pl.mean("a"))
+    series = runs.filter(replication=POLICY).select(*kinds, series="a")
+    # Seed by seed, or the captures' differences would look like the policies'.
+    cells = (
+        runs.join(series, on=kinds)
+        .with_columns(beside=pl.col("a") - pl.col("series"))
+        .group_by("replication", *_CELL)
+        .agg(pl.mean("a", "beside"))
     )
+    both = cells.filter(pl.len().over("replication") == pl.len().over("replication").max())
     if both["replication"].n_unique() < 2:
         return both.clear()
-    rows = both.with_columns(beside=pl.col("a") - pl.col("series")).drop("series")
-    return with_published(rows, "replication").drop("published")
+    return with_published(both, "replication").drop("published")
 
 
 def section(evidence: Evidence) -> Section:

@@ -55,6 +55,11 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def options(group: str) -> list[str]:
+    """List the options of a group of conf/."""
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
 def assumed(conf: Path, **choices: str) -> list[Parameter]:
     """List the assumed parameters of the default configuration, by path.
 

@@ -64,6 +64,9 @@ _SPEC, _DRAM = "_spec", "_dram"
 # Where a spec is cut, and the pieces.
 _MARKS = ('"machine":', '"replication":')
 _PIECES = ("_head", "_machine", "_tail")
+# What changes no result but which tables a run has; a run without is another's twin.
+_DETAIL = "by_function"
+_SAME = ("_head_same", "_machine_key", "_tail_key")
 _DROPPED = {"spec", "study", "state_id", *EVENTS}
 
 
@@ -95,13 +98,32 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     unknown = [pl.lit(None, t).alias(name) for name, t in wanted.items() if name not in there]
     names = sorted(name for name in there | set(ALWAYS) if "." in name and name not in plain)
     kept = [name for name in RUNS.names if name not in _DROPPED]
+    twins = [_DETAIL, *_SAME] if _DETAIL in there else []
     held = (
         table.with_columns(unknown)
         .with_columns(_dram())
-        .select(*kept, "local_ns", "rho", *_plain(), *names)
+        .select(*kept, "local_ns", "rho", *_plain(), *names, *twins)
         .collect(engine="streaming")
     )
-    return _lean(held)
+    return _lean(_once_each(held) if twins else held)
+
+
+def _once_each(held: pl.DataFrame) -> pl.DataFrame:
+    """Keep one of every two runs that differ in the details they were asked for: that with them.
+
+    Studies of one folder share points, and a mean would count those twice. The pairs that the
+    others were in are pairs of the one that is kept.
+    """
+    detailed = held.filter(pl.col(_DETAIL), pl.col("status") == "ok")
+    both = held.filter(~pl.col(_DETAIL)).join(
+        detailed.select(*_SAME, _pair="pair_id"), on=_SAME, nulls_equal=True
+    )
+    kept = held.join(both, on="run_id", how="anti", maintain_order="left")
+    now = both.select("pair_id", "_pair").unique("pair_id", keep="first", maintain_order=True)
+    moved = kept.join(now, on="pair_id", how="left", maintain_order="left")
+    return moved.with_columns(pl.coalesce("_pair", "pair_id").alias("pair_id")).drop(
+        "_pair", _DETAIL, *_SAME
+    )
 
 
 def _lean(table: pl.DataFrame) -> pl.LazyFrame:
@@ -211,6 +233,9 @@ def _decoded(
     columns = [leaf.alias(name) for name, leaf in settings.items()]
     found = wide.select(*columns, *_matrix(settings))
     kept = [values for values in found if _kept(values)]
+    if any(values.name == _DETAIL for values in kept):
+        without = inside.str.replace(rf'"{_DETAIL}": ?(true|false),? ?', "").hash()
+        kept.append(wide.select(without.alias(_SAME[0])).to_series())
     return pl.DataFrame([wide[_key(piece)], *kept])
 
 

@@ -147,7 +147,11 @@ def section(evidence: Evidence) -> Section:
         return Section(6, "nodes", title, missing=lacks, commands=(COMMAND,))
     moved = traffic(evidence.cases, evidence.counts)
     figures = [Figure("nodes", _caption(table), lambda width: _draw(table, width))]
-    tables = [Table("nodes", _TABLE_CAPTION, table, _COLUMNS, tuple(_COLUMNS)[:6])]
+    beside, columns = _beside(table)
+    tables = [
+        Table("gain_by_nodes", _BESIDE_CAPTION, beside, columns, tuple(columns)),
+        Table("nodes", _TABLE_CAPTION, table, _COLUMNS),
+    ]
     far = _far(moved) if moved.height else moved
     if far.height:
         figures.append(Figure("traffic", _FAR_CAPTION, lambda width: _draw_far(far, width)))
@@ -165,6 +169,16 @@ def section(evidence: Evidence) -> Section:
     )
 
 
+def _beside(table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Column]]:
+    """Put gains by number of nodes in a row, as a mail has room for."""
+    names = (*_CELL, "replication")
+    wide = table.pivot("nodes", index=names, values="a")
+    numbers = [name for name in wide.columns if name not in names]
+    shown = {name: _COLUMNS[name] for name in names}
+    return wide, shown | {name: Column(f"A, {name} nodes", 1) for name in numbers}
+
+
+_BESIDE_CAPTION = "Gain A in % by number of nodes"
 _COLUMNS = {
     "workload": Column("workload"),
     "cache_state": Column("caches"),

@@ -6,9 +6,10 @@ study's.
 
 import polars as pl
 
+from analysis.assumed import options
 from analysis.cases import SCENARIO, study_over
 from analysis.pairs import undisturbed
-from analysis.section import Column, Evidence, Section, Table, percent
+from analysis.section import Column, Evidence, Section, Table, listed, percent
 from analysis.seed_table import published
 
 PUBLISHED_MACHINE = "e5_2690_v3"
@@ -16,9 +17,10 @@ BUNDLED = "debian-6.1"
 COMMANDS = (
     "python -m numarep.capture --out CAPTURE",
     "python -m numarep.sweep kernel.dataset=CAPTURE out={out}",
-    "python -m numarep.sweep machine.latency.dram_ns='[[LOCAL,REMOTE],[REMOTE,LOCAL]]' out={out}",
+    "python -m numarep.sweep machine.name=MINE "
+    "machine.latency.dram_ns='[[LOCAL,REMOTE],[REMOTE,LOCAL]]' out={out}",
 )
-_GROUP = (*SCENARIO, "workload", "cache_state")
+_GROUP = (*SCENARIO, "kernel.dataset", "workload", "cache_state")
 
 
 def own(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -27,9 +29,9 @@ def own(cases: pl.LazyFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        Names of the scenario, `workload`, `cache_state`; `a`, `b`, their means over seeds, in %;
-        `lower` and `upper`, the bounds of A; `rho`, the mean ratio of the kernel's node's DRAM
-        latency to the CPU's own; `time_us`, of the replicated run; `runs`.
+        Names of the scenario, `kernel.dataset`, `workload`, `cache_state`; `a`, `b`, their means
+        over seeds, in %; `lower` and `upper`, the bounds of A; `rho`, the mean ratio of the
+        kernel's node's DRAM latency to the CPU's own; `time_us`, of the replicated run; `runs`.
     """
     is_own = pl.col("machine") != PUBLISHED_MACHINE
     is_own |= ~pl.col("workload").is_in(published()["workload"].unique().to_list())
@@ -61,15 +63,29 @@ def section(evidence: Evidence) -> Section:
     if table.is_empty():
         lacks = "no machine, kernel or workload beside the published study's"
         return Section(11, "own", title, missing=lacks, commands=COMMANDS)
+    bundled = table.filter(
+        pl.col("machine").is_in(options("machine")),
+        pl.col("workload").is_in(options("workload")),
+        pl.col("kernel.dataset") == BUNDLED,
+    )
+    all_bundled = bundled.height == table.height
     best, worst = (table.sort("a", descending=d).row(0, named=True) for d in (True, False))
     answer = (
-        f"Beside the published study, replication gains between {percent(worst['a'])} "
+        f"On {listed(sorted(set(table['machine'])))}, beside the published study, replication "
+        f"gains between {percent(worst['a'])} "
         f"({worst['workload']}, {worst['cache_state']}) and {percent(best['a'])} "
         f"({best['workload']}, {best['cache_state']})."
     )
     caption = "Gains of machines, kernels and workloads beside the published study's"
     return Section(
-        11, "own", title, answer=answer, tables=(Table("own", caption, table, _COLUMNS),), how=_HOW
+        11,
+        "own",
+        title,
+        answer=answer,
+        tables=(Table("own", caption, table, _COLUMNS),),
+        how=_HOW,
+        missing="no machine, kernel or program but those that come with numarep" * all_bundled,
+        commands=COMMANDS if all_bundled else (),
     )
 
 

@@ -88,9 +88,14 @@ def remote_pairs(cases: pl.LazyFrame) -> pl.DataFrame:
 
 
 def undisturbed(cases: pl.LazyFrame, *also: pl.Expr) -> pl.DataFrame:
-    """Return the remote pairs of kernels as linked, without an operation at a rate beside."""
+    """Return the remote pairs of kernels as linked, without an operation at a rate beside.
+
+    Of each workload on a machine, those of most iterations: a window cut short is another.
+    """
     plain = pl.col("layout") != "permuted", pl.col("operation").is_null()
-    return remote_pairs(cases).filter(*plain, *also)
+    most = pl.col("iterations").max().over("workload", "machine")
+    whole = pl.col("iterations").eq_missing(most)
+    return remote_pairs(cases).filter(*plain, *also).filter(whole)
 
 
 _kept: list[tuple[pl.LazyFrame, pl.DataFrame]] = []

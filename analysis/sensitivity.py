@@ -22,7 +22,7 @@ from analysis.published import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table
 from analysis.style import MARGIN, Glyph, Width, key, light
 
-COMMAND = "python -m analysis.design | python -m numarep.sweep study=sensitivity points=- out={out}"
+COMMAND = "python -m analysis.design | python -m numarep.sweep study=sensitivity out={out} points=-"
 _CELL = ("workload", "cache_state", "home_llc")
 
 

@@ -7,6 +7,7 @@ failed rows of the points it concerns, never the end of the sweep.
 
 import importlib
 import os
+import re
 import resource
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from numarep.results import RunResult, row, shard_table
 from numarep.spec import RunSpec
 
 MODEL = "numarep.sweep.model"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class Model(Protocol):
@@ -95,12 +97,12 @@ def peak_bytes() -> int:
 
 
 def one_line(error: BaseException) -> str:
-    r"""Return an exception's type and first line.
+    r"""Return an exception's type and first line, without the colours Ray gives its messages.
 
-    >>> one_line(ValueError("bad row\nmore"))
+    >>> one_line(ValueError("bad \x1b[36mrow\x1b[39m\nmore"))
     'ValueError: bad row'
     """
-    lines = str(error).splitlines()
+    lines = _COLOUR.sub("", str(error)).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -38,10 +38,11 @@ POINT: dict[str, Any] = {
     "nodes": 2,
     "operation": None,
     "rate": None,
+    "iterations": 4,
+    "by_function": None,
 }
 # Lines of text that a cold window fetches.
 LINES = {"kill": 100, "fork_1": 200, "mount_proc": 50, "overlayfs": 20}
-ITERATIONS = 4
 
 
 def write(path: Path, points: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> Path:
@@ -128,7 +129,9 @@ def _active(point: dict[str, Any]) -> bool:
 def _spec(point: dict[str, Any]) -> dict[str, Any]:
     active = _active(point)
     latency = {"dram_ns": point["dram"], "l1_cycles": 1.0, "stlb_cycles": 8.0}
+    detail = point["by_function"]
     return {
+        **({} if detail is None else {"by_function": detail}),
         "machine": {
             "name": point["machine"],
             "core": {"ghz": 1.0, "base_ipc": point["base_ipc"]},
@@ -155,7 +158,7 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
         **{key: point[key] for key in ("cache_state", "cpu_node", "seed")},
         "workload": {
             "name": point["workload"],
-            "iterations": ITERATIONS,
+            "iterations": point["iterations"],
             "disturbance": {"operation": point["operation"], "per_iteration": point["rate"]}
             if point["operation"]
             else None,
@@ -167,7 +170,7 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
 
 def _outcome(point: dict[str, Any]) -> dict[str, Any]:
     counts = _counts(point)
-    each = 60 + 7 * ITERATIONS * (point["rate"] or 0)
+    each = 60 + 7 * point["iterations"] * (point["rate"] or 0)
     further = point["nodes"] - 1
     extra = each * further if _active(point) and point["costs"] == "charged" else 0
     instructions = INSTRUCTIONS + extra

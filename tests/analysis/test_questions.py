@@ -23,6 +23,7 @@ from analysis import (
     load_counts,
     memory,
     nodes,
+    own,
     pairs,
     published,
     staircase,
@@ -158,6 +159,51 @@ def test_policies_are_beside_the_series(evidence: Evidence) -> None:
     table = ablation.switches(evidence.cases)
     assert set(table["replication"]) == {"series", "lazy"}
     assert set(table["beside"]) == {0.0}
+
+
+def test_a_policy_is_beside_the_series_of_the_same_capture(tmp_path: Path) -> None:
+    """Lazy has one seed of the two, whose gains differ."""
+    grid = {"workload": ["kill"], "cache_state": ["cold"]}
+    both = made.grid(**grid, replication=["none", "series"], seed=[1, 2])
+    path = made.write(tmp_path / "made", [*both, *made.grid(**grid, replication=["lazy"])])
+    cases = open_sources([path]).evidence.cases
+    assert pairs(cases).collect()["a"].n_unique() > 1
+    assert of(ablation.switches(cases), replication="lazy")["beside"] == 0.0
+
+
+def test_a_run_asked_twice_for_other_details_counts_once(tmp_path: Path) -> None:
+    grid = {"workload": ["kill"], "cache_state": ["cold"]}
+    both = list(made.grid(**grid, replication=["none", "series"], seed=[1, 2], by_function=[True]))
+    again = [point | {"by_function": False} for point in both if point["seed"] == 1]
+    lazy = made.grid(**grid, replication=["lazy"], by_function=[False])
+    once = open_sources([made.write(tmp_path / "once", both)]).evidence.cases
+    twice = open_sources([made.write(tmp_path / "twice", [*both, *again, *lazy])]).evidence.cases
+    kinds = ("replication", "seed")
+    paired = pairs(twice).select(*kinds, "a").sort(kinds).collect()
+    assert paired.select(kinds).rows() == [("lazy", 1), ("series", 1), ("series", 2)]
+    assert_frame_equal(published.gains(once), published.gains(twice))
+    failed = [
+        point | {"error": "x"} if point["by_function"] else point for point in [*both, *again]
+    ]
+    kept = open_sources([made.write(tmp_path / "failed", failed)]).evidence.cases
+    assert pairs(kept).select("seed").collect()["seed"].to_list() == [1]
+
+
+def test_a_window_cut_short_is_no_run_of_its_workload(tmp_path: Path) -> None:
+    both = list(made.grid(workload=["kill"], replication=["none", "series"]))
+    short = [point | {"iterations": 1, "seed": 2} for point in both]
+    cases = open_sources([made.write(tmp_path / "made", [*both, *short])]).evidence.cases
+    assert published.reference(cases)["seed"].to_list() == [1]
+
+
+def test_what_comes_with_numarep_is_not_the_readers_own(tmp_path: Path) -> None:
+    both = list(made.grid(workload=["kill"], replication=["none", "series"], machine=["xeon_8s"]))
+    path = made.write(tmp_path / "bundled", both)
+    section = own.section(open_sources([path]).evidence)
+    assert (section.answered, bool(section.commands)) == (True, True)
+    path = made.write(tmp_path / "mine", [*both, *(p | {"machine": "mine"} for p in both)])
+    section = own.section(open_sources([path]).evidence)
+    assert (section.answered, section.missing) == (True, "")
 
 
 def test_break_even_is_where_a_run_gains_nothing(tmp_path: Path, evidence: Evidence) -> None:

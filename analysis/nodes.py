@@ -72,7 +72,7 @@ def traffic(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
     lines = pl.col("leading") + pl.col("overlapped")
     # Prefetched and missed lines alike are counted where they come from.
     fetched = (
-        counts.filter(pl.col("served_by").is_in(["llc", "peer", "remote_llc", "dram"]))
+        counts.filter(~pl.col("served_by").is_in(["l1", "l2"]))
         .join(runs.lazy(), on="run_id")
         .group_by(*_PLACE, server(), _whose())
         .agg((lines.sum() * LINE_BYTES).alias("bytes"))

@@ -36,6 +36,8 @@ def server() -> pl.Expr:
         .then(pl.lit("other core"))
         .when(served == "remote_llc")
         .then(pl.lit("remote LLC"))
+        .when(served.is_in(["remote_dirty", "remote_dirty_away"]))
+        .then(pl.lit("remote, changed"))
         .when(own)
         .then(pl.lit("own DRAM"))
         .otherwise(pl.lit("remote DRAM"))

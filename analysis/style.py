@@ -54,6 +54,7 @@ PALETTE = (
     Colour("peer", "#3f7db4", "#6bb3e4"),
     Colour("dram-local", "#1f5f99", "#8dbfe8"),
     Colour("remote-llc", "#f4b766", "#f8d59a"),
+    Colour("remote-dirty", "#e58c3e", "#f0a45c"),
     Colour("dram-remote", "#d1590f", "#ea7530"),
     Colour("loss-3", "#9c4a08", "#f5a056"),
     Colour("loss-2", "#d08a4a", "#b8702f"),
@@ -74,6 +75,7 @@ SERVERS = {
     "other core": "peer",
     "own DRAM": "dram-local",
     "remote LLC": "remote-llc",
+    "remote, changed": "remote-dirty",
     "remote DRAM": "dram-remote",
 }
 

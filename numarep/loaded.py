@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.memory.counts import Counts, Overlap, Service
+from numarep.memory.counts import FORWARDED, Counts, Overlap, Service
 from numarep.price import Added, price
 from numarep.spec import LoadedSpec, MachineSpec
 from numarep.units import LINE_BYTES
@@ -70,7 +70,7 @@ def under_load(counts: Counts, machine: MachineSpec, cpu_node: int, cpus_per_nod
         return NO_LOAD
     lines = _traffic(counts, machine, cpu_node, cpus_per_node)
     served = counts.served.sum(axis=(0, 1, 2), dtype=np.float64)[..., Overlap.LEADING]
-    dram, forwarded = served[Service.DRAM], served[Service.REMOTE_LLC]
+    dram, forwarded = served[Service.DRAM], served[list(FORWARDED)].sum(axis=0)
 
     def added_in(time_ns: float) -> Added:
         memory_ns = added_ns(curve, lines.memory * LINE_BYTES / time_ns)
@@ -103,7 +103,7 @@ def _link_scale(curve: LoadedSpec) -> float:
 
 def _traffic(counts: Counts, machine: MachineSpec, cpu_node: int, cpus_per_node: int) -> _Traffic:
     served = counts.served.sum(axis=(0, 1, 2, 5), dtype=np.float64)
-    dram, forwarded = served[Service.DRAM].copy(), served[Service.REMOTE_LLC].copy()
+    dram, forwarded = served[Service.DRAM].copy(), served[list(FORWARDED)].sum(axis=0)
     own = dram[cpu_node]
     # What is read from another node is read from there on every node; only elsewhere over a link.
     dram[cpu_node] = forwarded[cpu_node] = 0.0

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.memory.counts import Access, Counts, Event, Overlap, Service
+from numarep.memory.counts import FORWARDED, Access, Counts, Event, Overlap, Service
 from numarep.spec import MachineSpec
 from numarep.units import cycles_to_ns
 
@@ -55,10 +55,13 @@ def _latency_ns(machine: MachineSpec, cpu_node: int, added: Added | None) -> NDA
     table[Service.L2] = cycles_to_ns(latency.l2_cycles, ghz=ghz)
     table[Service.LLC] = latency.llc_ns
     table[Service.PEER] = latency.peer_ns
+    dirty_ns = latency.remote_dirty_ns or latency.remote_llc_ns
     table[Service.REMOTE_LLC] = latency.remote_llc_ns[cpu_node]
+    table[Service.REMOTE_DIRTY] = dirty_ns[cpu_node]
+    table[Service.REMOTE_DIRTY_AWAY] = (latency.remote_dirty_away_ns or dirty_ns)[cpu_node]
     table[Service.DRAM] = latency.dram_ns[cpu_node]
     if added is not None:
-        table[Service.REMOTE_LLC] += added.remote_llc_ns
+        table[list(FORWARDED)] += added.remote_llc_ns
         table[Service.DRAM] += added.dram_ns
     return table
 

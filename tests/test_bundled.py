@@ -160,6 +160,8 @@ def test_null_equal_latencies_give_no_gain(window: str, state: str) -> None:
         run.machine.latency,
         dram_ns=((near, near), (near, near)),
         remote_llc_ns=((near, near), (near, near)),
+        remote_dirty_ns=None,
+        remote_dirty_away_ns=None,
     )
     machine: MachineSpec = dataclasses.replace(run.machine, latency=latency)
     before, after = (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numarep.loaded import NO_LOAD, added_ns, under_load
-from numarep.memory.counts import Access, Counts, Event, Overlap, Service, new_counts
+from numarep.memory.counts import FORWARDED, Access, Counts, Event, Overlap, Service, new_counts
 from numarep.price import Added, price
 from numarep.spec import LoadedSpec, MachineSpec, RunSpec, SpecError, parse
 from numarep.sweep.grid import expand
@@ -57,7 +57,7 @@ def traffic(
             source = reader if home == cpu_node else home
             memory[source] += lines
             if home != cpu_node and socket[reader] != socket[home]:
-                forwarded = int(counts.served[:, :, :, Service.REMOTE_LLC, home].sum())
+                forwarded = int(counts.served[:, :, :, list(FORWARDED), home].sum())
                 link = socket[reader], socket[home]
                 links[link] = links.get(link, 0) + lines + forwarded
     return memory, links

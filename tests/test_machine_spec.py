@@ -33,17 +33,20 @@ def nodes_of(machine: Mapping, rng: random.Random) -> tuple[int, int]:
     return one, other
 
 
+TABLES = {"dram_ns", "remote_llc_ns", "remote_dirty_ns", "remote_dirty_away_ns"}
+
+
 def short_row(machine: Mapping, rng: random.Random) -> str:
-    name = rng.choice(["dram_ns", "remote_llc_ns"])
-    matrix = rows(machine["latency"][name])
+    name = rng.choice(sorted(TABLES))
+    matrix = rows(machine["latency"][name] or machine["latency"]["dram_ns"])
     matrix[rng.randrange(len(matrix))].pop()
     machine["latency"][name] = matrix
     return rf"latency\.{name}: expected a square matrix"
 
 
 def missing_row(machine: Mapping, rng: random.Random) -> str:
-    name = rng.choice(["dram_ns", "remote_llc_ns"])
-    machine["latency"][name] = rows(machine["latency"][name])[:-1]
+    name = rng.choice(sorted(TABLES))
+    machine["latency"][name] = rows(machine["latency"][name] or machine["latency"]["dram_ns"])[:-1]
     return r"latency\.\w+_ns: expected a square matrix"
 
 
@@ -62,10 +65,11 @@ def memory_before_llc(machine: Mapping, rng: random.Random) -> str:
 
 
 def near_llc(machine: Mapping, rng: random.Random) -> str:
+    name = rng.choice(sorted(TABLES - {"dram_ns"}))
     matrix, (one, other) = rows(machine["latency"]["remote_llc_ns"]), nodes_of(machine, rng)
     matrix[one][other] = machine["latency"]["llc_ns"] * rng.uniform(0.1, 0.99)
-    machine["latency"]["remote_llc_ns"] = matrix
-    return rf"latency\.remote_llc_ns\[{one}\]: a remote LLC .* nearer than the local"
+    machine["latency"][name] = matrix
+    return rf"latency\.{name}\[{one}\]: a remote LLC .* nearer than the local"
 
 
 def near_peer(machine: Mapping, rng: random.Random) -> str:

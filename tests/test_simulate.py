@@ -1,6 +1,7 @@
 """Whole runs on a small kernel: the null tests, what replication moves, and what it costs."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from numarep.linux.layout import Region
-from numarep.memory.counts import Access, Counts, Event, Service
+from numarep.memory.counts import FORWARDED, Access, Counts, Event, Service
 from numarep.price import function_stalls, price, stalls
 from numarep.replication.kernel import ReplicationError
 from numarep.simulate import Outcome, simulate, state_key
@@ -93,6 +94,8 @@ def test_null_equal_latencies_give_no_gain(baseline: RunSpec, state: str) -> Non
         baseline.machine.latency,
         dram_ns=((100.0, 100.0), (100.0, 100.0)),
         remote_llc_ns=((100.0, 100.0), (100.0, 100.0)),
+        remote_dirty_ns=None,
+        remote_dirty_away_ns=None,
     )
     machine = dataclasses.replace(baseline.machine, latency=flat)
     run = dataclasses.replace(with_window(baseline, "quiet"), machine=machine, cache_state=state)
@@ -104,9 +107,15 @@ def test_null_all_switches_off_is_the_baseline(baseline: RunSpec) -> None:
     assert same_counts(simulate(off).counts, simulate(baseline).counts)
 
 
-def with_latencies(run: RunSpec, dram_ns: list[list[float]]) -> RunSpec:
+def with_latencies(run: RunSpec, dram_ns: Sequence[Sequence[float]]) -> RunSpec:
     rows = tuple(tuple(row) for row in dram_ns)
-    latency = dataclasses.replace(run.machine.latency, dram_ns=rows, remote_llc_ns=rows)
+    latency = dataclasses.replace(
+        run.machine.latency,
+        dram_ns=rows,
+        remote_llc_ns=rows,
+        remote_dirty_ns=None,
+        remote_dirty_away_ns=None,
+    )
     return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
 
 
@@ -143,7 +152,7 @@ def beside(run: RunSpec, *nodes: int) -> RunSpec:
 def test_a_cpu_beside_hands_over_text_and_takes_lines_away(baseline: RunSpec) -> None:
     alone, both = simulate(baseline).counts, simulate(beside(baseline, 0)).counts
     assert both.events[Event.REFERENCES] == alone.events[Event.REFERENCES]
-    remote = Service.REMOTE_LLC
+    remote = list(FORWARDED)
     assert alone.served[Access.FETCH, 0, Region.TEXT, remote].sum() == 0
     assert (
         simulate(beside(cold(baseline), 0))
@@ -157,7 +166,7 @@ def test_a_cpu_beside_runs_its_own_replicas(baseline: RunSpec) -> None:
     run = beside(cold(baseline), 0)
     served = simulate(series(run)).counts.served
     for region in (Region.TEXT, Region.RODATA):
-        assert served[Access.FETCH, 0, region, Service.REMOTE_LLC].sum() == 0
+        assert served[Access.FETCH, 0, region, list(FORWARDED)].sum() == 0
     unshared = simulate(series(cold(baseline))).counts.served
     np.testing.assert_array_equal(
         served[Access.FETCH, 0, Region.TEXT], unshared[Access.FETCH, 0, Region.TEXT]
@@ -320,15 +329,13 @@ def test_a_warm_home_llc_serves_what_a_cold_one_leaves_to_memory(baseline: RunSp
     served = simulate(warm).counts.served
     assert served[Access.FETCH, 0, Region.TEXT, Service.REMOTE_LLC].sum() > 0
     assert served[Access.FETCH, 0, Region.TEXT, Service.DRAM].sum() == 0
-    assert simulate(run).counts.served[:, :, :, Service.REMOTE_LLC].sum() == 0
+    assert simulate(run).counts.served[:, :, :, list(FORWARDED)].sum() == 0
 
 
 @pytest.mark.parametrize("nodes", [3, 8])
 def test_a_machine_may_have_more_nodes_than_the_capture(baseline: RunSpec, nodes: int) -> None:
     flat = tuple(tuple(100.0 + 50 * (a != b) for a in range(nodes)) for b in range(nodes))
-    latency = dataclasses.replace(baseline.machine.latency, dram_ns=flat, remote_llc_ns=flat)
-    machine = dataclasses.replace(baseline.machine, latency=latency)
-    run = cold(dataclasses.replace(baseline, machine=machine))
+    run = cold(with_latencies(baseline, flat))
     outcome = simulate(series(run))
     assert outcome.replica_bytes_per_node[0] == 0
     assert set(outcome.replica_bytes_per_node[1:]) == {

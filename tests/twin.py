@@ -15,7 +15,7 @@ from numarep.spec import MachineSpec
 
 FETCH, LOAD, STORE = "fetch", "load", "store"
 CR3, INVLPG, FLUSH, IPI = "cr3", "invlpg", "flush", "ipi"
-FAR = ("llc", "peer", "remote_llc", "dram")
+FAR = ("llc", "peer", "remote_llc", "remote_dirty", "remote_dirty_away", "dram")
 EVERYBODY = "global"
 
 
@@ -236,7 +236,8 @@ class Domain:
     `right` is "exclusive", "forward" or "shared" of every line the domain has.
     """
 
-    def __init__(self, machine: MachineSpec):
+    def __init__(self, machine: MachineSpec, number):
+        self.number = number
         self.llc = Cache(machine.llc)
         self.filter = Cache(machine.llc.snoop_filter) if machine.llc.policy == "victim" else None
         self.cpus: list[Cpu] = []
@@ -315,14 +316,18 @@ class Twin:
         domains: dict[int, Domain] = {}
         self.cpus = []
         for node in cpu_nodes:
-            socket = node if machine.sockets is None else machine.sockets[node]
-            number = socket if machine.llc.shared_by == "socket" else node
-            domain = domains.setdefault(number, Domain(machine))
+            number = self.llc_number(node)
+            domain = domains.setdefault(number, Domain(machine, number))
             self.cpus.append(Cpu(machine, node, domain))
         self.domains = list(domains.values())
         self.served = Counter()
         self.functions = Counter()  # what missed L1, by the record's function
         self.events = Counter()
+
+    def llc_number(self, node):
+        sockets = self.machine.sockets
+        is_one_of_many = self.machine.llc.shared_by == "socket" and sockets is not None
+        return sockets[node] if is_one_of_many else node
 
     def flush(self):
         for cpu in self.cpus:
@@ -643,12 +648,14 @@ class Twin:
         holders = self.others(domain, line)
         forwarders = [other for other in holders if other.right[line] != "shared"]
         assert len(forwarders) <= 1
-        if forwarders:
-            service = "remote_llc", forwarders[0].cpus[0].node
-        else:
-            frame = line // 64
-            home = next(node for node, end in enumerate(self.node_end_pfn) if end > frame)
-            service = "dram", home
+        home = next(node for node, end in enumerate(self.node_end_pfn) if end > line // 64)
+        service = "dram", home
+        for one in forwarders:
+            name = "remote_llc"
+            if any(copy.dirty for copy in one.copies(line)):
+                is_its_own = self.llc_number(home) == one.number
+                name = "remote_dirty" if is_its_own else "remote_dirty_away"
+            service = name, one.cpus[0].node
         if store:
             self.take_from_others(domain, line)
             holders = []

@@ -2,8 +2,11 @@
 
 Two circles. Domains, each an LLC with the CPUs that share it, keep a line by MESIF (see `view` for
 the states). On a miss in the own domain the others are probed: their directories, and their LLCs if
-these are victim caches. If one holds the line exclusively or in FORWARD, it forwards it
-(REMOTE_LLC); at most one can. If all holders are merely SHARED (the forwarder evicted its copy
+these are victim caches. If one holds the line exclusively or in FORWARD, it forwards it; at most
+one can. A clean line comes as REMOTE_LLC. Changed data comes as REMOTE_DIRTY where the line is of
+that domain's own memory, so that the request goes to no third party, else as REMOTE_DIRTY_AWAY: it
+goes to the home first, the reader's own or a third node's, which has the holder asked. If all
+holders are merely SHARED (the forwarder evicted its copy
 silently), or nobody holds it, the home node's memory serves it (DRAM).
 
 - A load leaves every former holder SHARED and makes the reader FORWARD (or exclusive, if alone);
@@ -50,6 +53,7 @@ from numarep.memory.view import (
     View,
     domain_of,
     home_of,
+    is_memory_of,
     node_of,
     row_of,
     shared_row_of,
@@ -91,15 +95,13 @@ def _entry_in(view: View, domain: int, line: int) -> int:
 
 
 @jit_apart
-def _downgrade(view: View, domain: int, word: int, line: int) -> None:
-    """Leave another domain's copies clean and SHARED, writing dirty data back; in place."""
+def _clean(view: View, domain: int, word: int, line: int) -> bool:
+    """Leave another domain's copies clean but for `word`, in place; tell whether any was dirty."""
     dirty = clean_in_domain(view, domain, line) + (view.words[word] & DIRTY)
     if view.is_victim:
         first = shared_row_of(view, domain, view.llc, line)
         dirty += clean_in(view.words, first, view.llc.ways, line)
-    if dirty != 0:
-        view.events[Event.WRITEBACKS] += 1
-    view.words[word] = line << FLAG_BITS | SHARED
+    return bool(dirty != 0)
 
 
 @jit_apart
@@ -120,13 +122,13 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     Returns
     -------
     service : int
-        REMOTE_LLC or DRAM.
+        REMOTE_LLC, REMOTE_DIRTY, REMOTE_DIRTY_AWAY or DRAM.
     node : int
         The forwarding node, or the line's home.
     state : int
         Flags of the entry that will carry the own domain's right: `as_owner` or FORWARD.
     """
-    forwarder = ABSENT
+    forwarder, is_dirty = ABSENT, False
     state = as_owner(view.cpu)
     for other in range(view.domains):
         if other == view.domain:
@@ -136,14 +138,21 @@ def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
             continue
         if not view.words[word] & SHARED:
             forwarder = other
+            is_dirty = _clean(view, other, word, line)
         if write:
             _take(view, other, line)
         else:
             state = FORWARD
-            _downgrade(view, other, word, line)
+            view.words[word] = line << FLAG_BITS | SHARED
+    home = home_of(line, view.node_place)
     if forwarder == ABSENT:
-        return Service.DRAM.value, home_of(line, view.node_end_pfn), state
-    return Service.REMOTE_LLC.value, _node_of_domain(view, forwarder), state
+        return Service.DRAM.value, home, state
+    service = Service.REMOTE_LLC.value
+    if is_dirty:
+        view.events[Event.WRITEBACKS] += 0 if write else 1
+        is_near = is_memory_of(forwarder, home, view.node_place)
+        service = Service.REMOTE_DIRTY.value if is_near else Service.REMOTE_DIRTY_AWAY.value
+    return service, _node_of_domain(view, forwarder), state
 
 
 @jit_apart

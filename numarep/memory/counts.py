@@ -15,7 +15,7 @@ Laws that hold for every `Counts`:
 
 >>> counts = new_counts(nodes=2, regions=3)
 >>> counts.served.shape
-(6, 6, 3, 6, 2, 2)
+(6, 6, 3, 8, 2, 2)
 >>> Access.LOAD_WALK.name.lower(), len(counts.events) == len(Event)
 ('load_walk', True)
 """
@@ -47,8 +47,13 @@ class Service(IntEnum):
     L2 = 1
     LLC = 2
     PEER = 3  # another core that shares the LLC; node = that core's
-    REMOTE_LLC = 4  # another LLC; node = that of its first modelled CPU
-    DRAM = 5  # node = the home node
+    REMOTE_LLC = 4  # another LLC, a clean line; node = that of its first modelled CPU
+    REMOTE_DIRTY = 5  # the same of a line changed there, which is a line of that LLC's memory
+    REMOTE_DIRTY_AWAY = 6  # the same of a line of other memory: the reader's, or a third node's
+    DRAM = 7  # node = the home node
+
+
+FORWARDED = (Service.REMOTE_LLC, Service.REMOTE_DIRTY, Service.REMOTE_DIRTY_AWAY)
 
 
 class Overlap(IntEnum):

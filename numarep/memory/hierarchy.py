@@ -19,7 +19,7 @@ Assumed: an L1D victim whose line L2 has lost is not allocated in L2 again. Left
 of one core are not kept coherent (self-modifying code), uncached memory.
 
 >>> [service.name for service in Service]
-['L1', 'L2', 'LLC', 'PEER', 'REMOTE_LLC', 'DRAM']
+['L1', 'L2', 'LLC', 'PEER', 'REMOTE_LLC', 'REMOTE_DIRTY', 'REMOTE_DIRTY_AWAY', 'DRAM']
 """
 
 from numarep.jit import jit, jit_apart, jit_within

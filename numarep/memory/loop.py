@@ -159,7 +159,7 @@ def run_records(
     `batch` is scratch; `hits`, int64[3 * regions], 0 before and after, counts accesses as L1 hits
     until `tally` knows better; `pages` is made by `pages_of`: compiled code allocates nothing.
     """
-    nodes = len(view.node_end_pfn)
+    nodes = len(view.node_place)
     left = window_left[view.cpu]
     instructions = 0
     record = start

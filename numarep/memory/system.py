@@ -60,7 +60,7 @@ from numarep.memory.replacement import Policy
 from numarep.memory.streamer import STREAMS
 from numarep.memory.tlb import OWNERS, Tlbs, new_tlb
 from numarep.memory.vector import new_words
-from numarep.memory.view import Ahead, Cache, View, new_cache, table_of
+from numarep.memory.view import ABSENT, Ahead, Cache, View, new_cache, table_of
 from numarep.spec import CacheSpec, MachineSpec
 
 __all__ = [
@@ -205,6 +205,15 @@ def _prefetchers(machine: MachineSpec) -> int:
     return within_pair | STREAM * prefetch.stream
 
 
+def _domain_of_node(system: System) -> NDArray[np.int64]:
+    """Return the domain that shares each node's LLC, int64[nodes], or ABSENT without such CPUs."""
+    llcs = np.array(system.machine.llc_of_node)
+    domain = np.full(len(llcs), ABSENT, np.int64)
+    for node, of_cpus in zip(system.cpu_node, system.cpu_domain, strict=True):
+        domain[llcs == llcs[node]] = of_cpus
+    return domain
+
+
 def _view(system: System, cpu: int, counts: Counts) -> View:
     """Return what an access by one CPU reads and modifies."""
     layout = system.layout
@@ -213,7 +222,7 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
         words=system.words,
         events=counts.events,
         cpu_place=system.cpu_domain << NODE_BITS | system.cpu_node,
-        node_end_pfn=system.node_end_pfn,
+        node_place=system.node_end_pfn << NODE_BITS | _domain_of_node(system) + 1,
         stride=layout.stride,
         shared=len(system.cpu_node) * layout.stride,
         shared_stride=layout.shared_stride,

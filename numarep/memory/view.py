@@ -17,9 +17,11 @@ lines are dirty or owned. A line that only a victim LLC holds has its right ther
 
 Assumed: `line % sets` in the LLC and the snoop filter, whose slice hash is undisclosed.
 
->>> ends = np.array([100, 100, 300])  # node 1 has no memory
->>> [int(home_of(pfn * LINES_PER_PAGE, ends)) for pfn in (99, 100)]
+>>> place = np.array([100, 100, 300]) << NODE_BITS | [1, 1, 2]  # node 1 has no memory
+>>> [int(home_of(pfn * LINES_PER_PAGE, place)) for pfn in (99, 100)]
 [0, 2]
+>>> is_memory_of(1, 2, place), is_memory_of(0, 2, place)
+(True, False)
 >>> [int(row_number(line, 6, -1, 1 / 6)) for line in (5, 6, 13, 2**50)], 2**50 % 6
 ([5, 0, 1, 4], 4)
 """
@@ -147,7 +149,7 @@ class View(NamedTuple):
 
     words : int64[cpus * stride + domains * shared_stride]; events : int64[event], of the counts.
     cpu_place : int64[cpus], domain << 8 | node, see `domain_of`, `node_of`.
-    node_end_pfn : int64[nodes], see `system.new_system`.
+    node_place : int64[nodes], end_pfn << 8 | 1 + domain, whose memory it is; 0 without CPUs.
     shared : where the domains' blocks begin. cpu, node, domain : of the CPU that runs.
     directory : the LLC, or the snoop filter if `is_victim`.
     l1 : `table_of` L1 as fetches, loads and stores see it.
@@ -158,7 +160,7 @@ class View(NamedTuple):
     words: NDArray[np.int64]
     events: NDArray[np.int64]
     cpu_place: NDArray[np.int64]
-    node_end_pfn: NDArray[np.int64]
+    node_place: NDArray[np.int64]
     stride: int
     shared: int
     shared_stride: int
@@ -228,10 +230,16 @@ def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
 
 
 @jit
-def home_of(line: int, node_end_pfn: NDArray[np.int64]) -> int:
+def home_of(line: int, node_place: NDArray[np.int64]) -> int:
     """Return the node whose memory holds a line: the first that ends above it."""
     pfn = line >> LINE_OF_PAGE_BITS
     node = 0
-    while pfn >= node_end_pfn[node]:
+    while pfn >= node_place[node] >> NODE_BITS:
         node += 1
     return node
+
+
+@jit
+def is_memory_of(domain: int, node: int, node_place: NDArray[np.int64]) -> bool:
+    """Tell whether a node's memory is that of a domain."""
+    return bool(node_place[node] & NODE_MASK == domain + 1)

@@ -170,13 +170,18 @@ class LoadedSpec(Spec):
         )
 
 
+_FORWARDS = ("remote_llc_ns", "remote_dirty_ns", "remote_dirty_away_ns")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencySpec(Spec):
     """Idle load-to-use latencies; only pricing reads them, counting never does.
 
     `peer_ns` is a line that another core sharing the LLC has, or may have changed;
     `dram_ns[c][m]` a read by a CPU of node c from memory of node m; `remote_llc_ns[c][d]` a clean
-    line forwarded to node c by the LLC of node d (the diagonal is not used).
+    line forwarded to node c by the LLC of node d (the diagonal is not used). `remote_dirty_ns` the
+    same of a line changed there which is one of d's memory, `remote_dirty_away_ns` of other memory,
+    c's own or a third node's; null: as the table before. How a machine snoops is in these tables.
     """
 
     l1_cycles: float
@@ -189,6 +194,8 @@ class LatencySpec(Spec):
     cr3_write_cycles: float
     invlpg_cycles: float
     ipi_cycles: float  # interrupting all other CPUs at once, and waiting for them
+    remote_dirty_ns: tuple[tuple[float, ...], ...] | None = None
+    remote_dirty_away_ns: tuple[tuple[float, ...], ...] | None = None
     loaded: LoadedSpec | None = None
 
     def __post_init__(self) -> None:
@@ -208,7 +215,8 @@ class LatencySpec(Spec):
             f"than that ({self.llc_ns} ns)",
         )
         nodes = len(self.dram_ns)
-        for name in ("dram_ns", "remote_llc_ns"):
+        told = [name for name in _FORWARDS if getattr(self, name) is not None]
+        for name in ("dram_ns", *told):
             matrix = getattr(self, name)
             require(
                 len(matrix) == nodes > 0 and all(len(row) == nodes for row in matrix),
@@ -218,11 +226,12 @@ class LatencySpec(Spec):
                 all(value > 0 for row in matrix for value in row),
                 f"{name}: expected positive latencies",
             )
-        for node, row in enumerate(self.remote_llc_ns):
-            near = min((ns for other, ns in enumerate(row) if other != node), default=self.llc_ns)
+        for name, node in itertools.product(told, range(nodes)):
+            others = [ns for other, ns in enumerate(getattr(self, name)[node]) if other != node]
+            near = min(others, default=self.llc_ns)
             require(
                 near >= self.llc_ns,
-                f"remote_llc_ns[{node}]: a remote LLC ({near} ns) is nearer than the local one "
+                f"{name}[{node}]: a remote LLC ({near} ns) is nearer than the local one "
                 f"({self.llc_ns} ns)",
             )
         for node, row in enumerate(self.dram_ns):

@@ -160,8 +160,14 @@ def test_cold_walk_is_the_sum_of_its_steps(leaf, levels):
     assert price(counts, machine, 0).time_ns == pytest.approx(expected)
 
 
-def test_price_of_a_hand_made_run():
+@pytest.mark.parametrize(
+    ("dirty_ns", "away_ns"), [(None, None), (150.0, None), (150.0, 170.0), (None, 170.0)]
+)
+def test_price_of_a_hand_made_run(dirty_ns, away_ns):
     machine = small_machine(random.Random(1), 2, CoreSpec(ghz=2.0, base_ipc=2.0, reorder_window=1))
+    tables = [ns and ((20.0, ns), (ns, 20.0)) for ns in (dirty_ns, away_ns)]
+    latency = replace(machine.latency, remote_dirty_ns=tables[0], remote_dirty_away_ns=tables[1])
+    machine = replace(machine, latency=latency)
     counts = new_counts(2, 1)
     counts.events[Event.INSTRUCTIONS] = 400
     counts.events[Event.CR3_WRITES] = 2
@@ -173,11 +179,15 @@ def test_price_of_a_hand_made_run():
     counts.served[Access.FETCH, 0, 0, Service.L1, 1, 0] = 400
     counts.served[Access.FETCH, 0, 0, Service.L2, 1, 0] = 10
     counts.served[Access.LOAD, 0, 0, Service.REMOTE_LLC, 0, 0] = 3
+    counts.served[Access.LOAD, 0, 0, Service.REMOTE_DIRTY, 0, 0] = 5
+    counts.served[Access.LOAD, 0, 0, Service.REMOTE_DIRTY_AWAY, 0, 0] = 7
     counts.served[Access.LOAD_WALK, 2, 0, Service.L1, 1, 1] = 7
     counts.served[Access.STORE, 0, 0, Service.DRAM, 0, 1] = 2
     base = 400 / 2 / 2 + 3 * 100 / 2 + 3 * 90 / 2 + 2 * 5000 / 2 + 4 * 7 / 2
     fetch = 10 * (12 - 4) / 2
-    load = 3 * (machine.latency.remote_llc_ns[1][0] - 2)
+    clean_ns = machine.latency.remote_llc_ns[1][0]
+    dirty_ns = dirty_ns or clean_ns
+    load = 3 * (clean_ns - 2) + 5 * (dirty_ns - 2) + 7 * ((away_ns or dirty_ns) - 2)
     rest = 7 * 2 + 2 * (machine.latency.dram_ns[1][0] - 2) + 5 * 7 / 2
     priced = price(counts, machine, 1)
     assert priced == pytest.approx((base + fetch + load, base + fetch + load + rest, base + fetch))

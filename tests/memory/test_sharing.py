@@ -54,7 +54,31 @@ def test_the_owner_is_asked_once(policy, first):
     has_copy = policy == "inclusive" or first == "store"
     assert served(system, 2, "load", 5) == ("llc" if has_copy else "peer", 1)
     assert served(system, 0, first, 5)[0] == "l1"
-    assert served(system, 3, "load", 5) == ("remote_llc", 1)
+    # Of a store, the LLC's copy is dirty, in memory of the reader.
+    assert served(system, 3, "load", 5) == (
+        "remote_dirty_away" if first == "store" else "remote_llc",
+        1,
+    )
+
+
+@pytest.mark.parametrize("policy", ["inclusive", "victim"])
+@pytest.mark.parametrize("again", ["load", "store"])
+@pytest.mark.parametrize(
+    ("ends", "shared_by", "expected"),
+    [
+        ([4, 8, 12], "node", "remote_dirty_away"),  # frame 3 is the reader's memory
+        ([3, 8, 12], "node", "remote_dirty"),  # the writer's
+        ([2, 3, 12], "node", "remote_dirty_away"),  # a third node's, of another LLC
+        ([2, 3, 12], "socket", "remote_dirty"),  # or of the writer's
+    ],
+)
+def test_changed_lines_of_another_llc_depend_on_their_home(
+    policy, again, ends, shared_by, expected
+):
+    made = machine(of_kind(policy, shared_by=shared_by), (0, 1, 1))
+    system = new_system(made, (0, 1, 1), np.array(ends))
+    served(system, 1, "store", 5)
+    assert served(system, 0, again, 5) == (expected, 1)
 
 
 @pytest.mark.parametrize("policy", ["inclusive", "victim"])

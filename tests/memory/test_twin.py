@@ -56,7 +56,16 @@ def test_random_cases_reach_every_event_and_service():
         for access, level, _, service, _, overlap in served_by_name(counts):
             cells[access, level, service, overlap] += 1
     assert set(events) == {event.name.lower() for event in Event}
-    for service in ("l1", "l2", "llc", "peer", "remote_llc", "dram"):
+    for service in (
+        "l1",
+        "l2",
+        "llc",
+        "peer",
+        "remote_llc",
+        "remote_dirty",
+        "remote_dirty_away",
+        "dram",
+    ):
         for access in ("fetch", "load", "store"):
             assert any(key[0] == access and key[2] == service for key in cells), (access, service)
             walks = [key for key in cells if key[0] == f"{access}_walk" and key[2] == service]

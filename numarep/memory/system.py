@@ -30,7 +30,7 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 >>> counts = new_counts(nodes=1, regions=1)
 >>> run(system, 0, stream, translations, 0, 3, counts)
 >>> counts.served[1, 0, 0, :, 0, :].sum(axis=1).tolist()  # loads, by service
-[1, 0, 0, 0, 0, 2]
+[1, 0, 0, 0, 0, 0, 0, 2]
 >>> counts.events[[Event.DTLB_HITS, Event.DTLB_MISSES, Event.DATA_WALKS]].tolist()
 [2, 1, 1]
 """

@@ -11,13 +11,15 @@ import polars as pl
 
 from analysis.section import Column, Figure, Table
 from analysis.stalls import server
-from analysis.style import MARGIN, SERVERS, Glyph, Width, key, light
+from analysis.style import MARGIN, Glyph, Width, key, light
 
 COMMAND = "python -m numarep.sweep study=latency_staircase out={out}"
 FOOTPRINT, PAGE = "workload.footprint_bytes", "workload.page"
 # The share of loads that one level must serve to show its latency.
 MOSTLY = 0.9
 _PUBLISHED = ("L1", "L2", "own LLC", "own DRAM", "remote DRAM")
+# The buffer's node, by how far its memory is: name, role of its colour.
+HOMES = {"own": "dram-local", "near": "remote-llc", "remote": "dram-remote"}
 
 
 def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -26,14 +28,17 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        `run_id`, `machine`, `footprint_bytes`, `page`, `home` (own or remote: the buffer's node),
-        `load_ns` and the published latencies `L1` to `remote DRAM` of the run's machine, null where
-        it has no such memory. Empty without a pointer chase.
+        `run_id`, `machine`, `footprint_bytes`, `page`, `home` (the buffer's node: own, remote, or
+        near if memory of another node here is farther), `load_ns` and the published latencies `L1`
+        to `remote DRAM` of the run's machine, null where the buffer lies elsewhere. Empty without a
+        pointer chase.
     """
     if FOOTPRINT not in cases.collect_schema().names():
         return pl.DataFrame()
     ghz = pl.col("machine.core.ghz")
     remote = pl.col("cpu_node") != pl.col("master_node")
+    remote_ns = pl.when(remote).then(pl.col("rho") * pl.col("local_ns"))
+    is_near = remote_ns < remote_ns.max().over("machine")
     l1_ns = pl.col("machine.latency.l1_cycles") / ghz
     page = pl.col(PAGE) if PAGE in cases.collect_schema().names() else pl.lit("")
     return (
@@ -43,11 +48,15 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
             "machine",
             footprint_bytes=FOOTPRINT,
             page=page,
-            home=pl.when(remote).then(pl.lit("remote")).otherwise(pl.lit("own")),
+            home=pl.when(is_near)
+            .then(pl.lit("near"))
+            .when(remote)
+            .then(pl.lit("remote"))
+            .otherwise(pl.lit("own")),
             load_ns=pl.col("time_ns") / pl.col("references") + l1_ns,
             **{"L1": l1_ns, "L2": pl.col("machine.latency.l2_cycles") / ghz},
             **{"own LLC": pl.col("machine.latency.llc_ns"), "own DRAM": pl.col("local_ns")},
-            **{"remote DRAM": pl.when(remote).then(pl.col("rho") * pl.col("local_ns"))},
+            **{"remote DRAM": remote_ns},
         )
         .sort("machine", "page", "home", "footprint_bytes", "run_id")
         .collect()
@@ -61,7 +70,7 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
     -------
     DataFrame
         `machine`, `server`, `published_ns`, `model_ns`, `difference` in %, and `footprint_bytes`,
-        `page` of the run with the shortest load among those.
+        `page` of the run with the shortest load among those; of each distance one remote DRAM.
     """
     node = cases.select("run_id", "cpu_node")
     loads = pl.col("leading") + pl.col("overlapped")
@@ -83,7 +92,8 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
     )
     order = ("machine", "load_ns", "footprint_bytes", "run_id")
     ranked = rows.join(shares, on=["run_id", "server"]).sort(order)
-    first = ranked.unique(["machine", "server"], keep="first", maintain_order=True)
+    level = ["machine", "server", "published_ns"]
+    first = ranked.unique(level, keep="first", maintain_order=True)
     return first.select(
         "machine",
         "server",
@@ -123,7 +133,7 @@ _NAMES = 86  # right of a plot: what its lines are
 
 def _draw(table: pl.DataFrame, width: Width) -> Any:
     tip = pl.format(
-        "{}: {} KiB, {} pages, {} node: {} ns",
+        "{}: {} KiB, {} pages, memory of {} node: {} ns",
         "machine",
         (pl.col("footprint_bytes") / 1024).round(0).cast(pl.Int64),
         "page",
@@ -140,9 +150,10 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         alt.hconcat(*panels[start : start + columns], spacing=20)
         for start in range(0, len(panels), columns)
     ]
+    names = {"own": "own node", "near": "nearer of the other nodes", "remote": "remote node"}
+    homes = [home for home in HOMES if home in table["home"]]
     glyphs = [
-        Glyph("own node", "circle", SERVERS["own DRAM"]),
-        Glyph("remote node", "circle", SERVERS["remote DRAM"]),
+        *(Glyph(names[home], "circle", HOMES[home]) for home in homes),
         Glyph("2 MiB pages", "M-1.6,-0.15H1.6V0.15H-1.6Z", "ink"),
         Glyph("4 KiB pages", "M-1.6,-0.15H-0.5V0.15H-1.6ZM0.5,-0.15H1.6V0.15H0.5Z", "ink"),
     ]
@@ -166,7 +177,7 @@ def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bo
         axis=y_axis,
         scale=alt.Scale(type="log", domain=[1, 350], nice=False),
     )
-    colours = alt.Scale(domain=["own", "remote"], range=[light("dram-local"), light("dram-remote")])
+    colours = alt.Scale(domain=list(HOMES), range=[light(role) for role in HOMES.values()])
     base = alt.Chart(rows).encode(
         x=x,
         y=y,
@@ -184,8 +195,8 @@ def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bo
 
 def _published(drawn: pl.DataFrame, top: float) -> list[Any]:
     """Draw the published latencies as labelled lines."""
-    values = [(name, drawn[name].drop_nulls()) for name in _PUBLISHED]
-    rows = [{"name": name, "ns": found[0], "mib": top} for name, found in values if len(found)]
+    values = [(name, drawn[name].drop_nulls().unique().sort()) for name in _PUBLISHED]
+    rows = [{"name": name, "ns": ns, "mib": top} for name, found in values for ns in found]
     below = 0.0
     for row in sorted(rows, key=lambda row: row["ns"]):
         below = row["at"] = max(row["ns"], below * _APART)

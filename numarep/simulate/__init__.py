@@ -141,7 +141,8 @@ def _outcome(role: Role, counts: Counts) -> Outcome:
 
 def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
     """Count a pointer chase; replication has nothing to replicate there."""
-    kind, address = chase(workload.footprint_bytes, workload.home_node * NODE_BYTES, seed=spec.seed)
+    home = int(workload.home_node)
+    kind, address = chase(workload.footprint_bytes, home * NODE_BYTES, seed=spec.seed)
     counts = count_stream(
         spec.machine,
         kind,
@@ -152,4 +153,4 @@ def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
         dependent=True,
     )
     none = (0,) * spec.machine.nodes
-    return Outcome(counts, workload.home_node, none, none)
+    return Outcome(counts, home, none, none)

@@ -85,19 +85,24 @@ class BootSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChaseSpec(Spec):
-    """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around."""
+    """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around.
+
+    The buffer lies on `home_node`: a number, or which of the nodes other than the CPU's, by
+    `latency.dram_ns`, which becomes the number of the first such in a `RunSpec`.
+    """
 
     kind: Literal["chase"]
     name: str
     footprint_bytes: int
     page: Literal["4K", "2M", "1G"]
-    home_node: int  # where the buffer lies
+    home_node: int | Literal["nearest", "farthest"]
 
     def __post_init__(self) -> None:
         """Refuse a buffer that can't be."""
         whole = self.footprint_bytes > 0 and self.footprint_bytes % LINE_BYTES == 0
         require(whole, f"footprint_bytes: expected whole {LINE_BYTES}-byte lines")
-        require(self.home_node >= 0, f"home_node: expected zero or more, got {self.home_node}")
+        is_none = isinstance(self.home_node, int) and self.home_node < 0
+        require(not is_none, f"home_node: expected zero or more, got {self.home_node}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +239,7 @@ class RunSpec(Spec):
     load: LoadSpec
 
     def __post_init__(self) -> None:
-        """Refuse a CPU on a node the machine doesn't have."""
+        """Refuse a CPU on a node the machine doesn't have; number a chase's node."""
         require(
             0 <= self.cpu_node < self.machine.nodes,
             f"cpu_node: expected 0 to {self.machine.nodes - 1} on {self.machine.name}, "
@@ -282,3 +287,21 @@ class RunSpec(Spec):
             not self.replication.aligned or self.kernel.layout != "captured",
             "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
         )
+        if isinstance(self.workload, ChaseSpec):
+            chase = dataclasses.replace(self.workload, home_node=self._home_of(self.workload))
+            object.__setattr__(self, "workload", chase)
+
+    def _home_of(self, chase: ChaseSpec) -> int:
+        """Return the number of the node where a chase's buffer lies."""
+        nodes, row = range(self.machine.nodes), self.machine.latency.dram_ns[self.cpu_node]
+        others = [node for node in nodes if node not in (self.cpu_node, *self.machine.memoryless)]
+        known = {str(node): node for node in nodes}
+        if others:
+            known["nearest"] = min(others, key=lambda node: row[node])
+            known["farthest"] = max(others, key=lambda node: row[node])
+        require(
+            str(chase.home_node) in known,
+            f"workload.home_node: expected one of {', '.join(known)} on {self.machine.name}, got "
+            f"{chase.home_node}",
+        )
+        return known[str(chase.home_node)]

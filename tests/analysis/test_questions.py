@@ -336,7 +336,7 @@ def test_sensitivity_needs_every_point() -> None:
 
 
 def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Three loads: all from L2, all from remote DRAM, and half from each."""
+    """Four chases: all from L2, from remote DRAM, half from each, from a nearer node's DRAM."""
     latencies = {"machine.latency.l1_cycles": 4.0, "machine.latency.l2_cycles": 12.0}
     known = {"machine.core.ghz": 2.0, "machine.latency.llc_ns": 20.0} | latencies
     place = {
@@ -351,6 +351,7 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
         {"run_id": "a", "workload.footprint_bytes": 1024, "time_ns": 8 * 4.0},
         {"run_id": "b", "workload.footprint_bytes": 4096, "time_ns": 8 * 148.0},
         {"run_id": "c", "workload.footprint_bytes": 2048, "time_ns": 8 * 76.0},
+        {"run_id": "d", "workload.footprint_bytes": 4096, "time_ns": 8 * 118.0},
     ]
     count = {"level": 0, "overlapped": 0}
     counts = [
@@ -358,10 +359,16 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
         {"run_id": "b", "served_by": "dram", "node": 0, "leading": 8},
         {"run_id": "c", "served_by": "l2", "node": 1, "leading": 4},
         {"run_id": "c", "served_by": "dram", "node": 0, "leading": 4},
+        {"run_id": "d", "served_by": "dram", "node": 2, "leading": 8},
     ]
     page = {"workload.page": "2M", "references": 8}
     return (
-        pl.LazyFrame([run | known | place | page for run in runs]),
+        pl.LazyFrame(
+            [
+                run | known | place | page | ({"master_node": 2, "rho": 1.2} if near else {})
+                for run, near in zip(runs, (False, False, False, True), strict=True)
+            ]
+        ),
         pl.LazyFrame([row | count for row in counts]),
     )
 
@@ -369,11 +376,12 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
 def test_published_latencies_come_back() -> None:
     runs, counts = chase()
     steps = staircase.staircase(runs)
-    assert steps["load_ns"].to_list() == [6.0, 78.0, 150.0]
+    assert steps["load_ns"].to_list() == [120.0, 6.0, 78.0, 150.0]
+    assert steps["home"].to_list() == ["near", *["remote"] * 3]
     table = staircase.plateaus(steps, counts, runs)
-    assert table["server"].to_list() == ["L2", "remote DRAM"]
-    assert table["model_ns"].to_list() == table["published_ns"].to_list() == [6.0, 150.0]
-    assert table["difference"].to_list() == [0.0, 0.0]
+    assert table["server"].to_list() == ["L2", "remote DRAM", "remote DRAM"]
+    assert table["model_ns"].to_list() == table["published_ns"].to_list() == [6.0, 120.0, 150.0]
+    assert table["difference"].to_list() == [0.0] * 3
 
 
 @pytest.mark.parametrize("order", [1, -1])

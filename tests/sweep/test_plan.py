@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from numarep.spec import RunSpec, parse
+from numarep.spec import RunSpec, SpecError, parse
 from numarep.sweep import plan
 from numarep.sweep.__main__ import main
 from numarep.sweep.grid import expand
@@ -29,6 +29,25 @@ def test_points_that_only_pricing_tells_apart_share_a_state(dataset: Path) -> No
 
 def test_equal_points_run_once(dataset: Path) -> None:
     assert len(points("seed=1,1", "machine.core.ghz=2,2.0", dataset=dataset)) == 1
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu_node", "homes"),
+    [
+        ("e5_2690_v3", 1, [0]),
+        ("e5_2690_v3_cod", 0, [1, 3]),  # of the same socket, and of the other
+        ("e5_2690_v3_cod", 2, [3, 0]),
+        ("xeon_8s", 0, [1, 2]),  # one hop, and two
+    ],
+)
+def test_a_chase_names_the_nearest_and_the_farthest_node(
+    machine: str, cpu_node: int, homes: list[int], dataset: Path
+) -> None:
+    chase = ["workload=chase", f"machine={machine}", f"cpu_node={cpu_node}"]
+    found = points(*chase, "workload.home_node=nearest,farthest", dataset=dataset)
+    assert [getattr(spec.workload, "home_node", None) for spec in found.values()] == homes
+    with pytest.raises(SpecError, match=r"home_node: expected one of 0, 1.*farthest on .*, got 9"):
+        points(*chase, "workload.home_node=9", dataset=dataset)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])

@@ -21,6 +21,9 @@ change nothing are not: the last line used is used again, unless its policy coun
 2
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from numarep.jit import jit, jit_apart
 from numarep.memory.batch import Batch, kind_of, line_of, served_by
 from numarep.memory.counts import Service
@@ -31,14 +34,17 @@ from numarep.memory.view import DIRTY, Ahead, View, first_in, policy_in, row_of,
 
 
 @jit
-def _ahead(view: View, batch: Batch, op: int, stop: int, missed: int, is_lru: bool) -> int:
+def _ahead(
+    view: View, batch: NDArray[np.int64], op: int, stop: int, missed: int, is_lru: bool
+) -> int:
     """Do as `run_ahead` says; `is_lru` is a constant by which this is compiled twice."""
     words, ahead, l1 = view.words, view.ahead, view.l1
     logged = ahead[Ahead.LENGTH]
     by_l1 = served_by(Service.L1.value, view.node)
     for each in range(op, stop):
-        line, kind = line_of(batch.ops[at(each)]), kind_of(batch.ops[at(each)])
-        batch.served_by[at(each)] = by_l1
+        batch[at(Batch.SERVED_BY + each)] = by_l1
+    for each in range(op, stop):
+        line, kind = line_of(batch[at(Batch.OP + each)]), kind_of(batch[at(Batch.OP + each)])
         tag = line << FLAG_BITS
         store = kind >> 1
         first = first_in(l1, kind, line)
@@ -70,14 +76,14 @@ def _ahead(view: View, batch: Batch, op: int, stop: int, missed: int, is_lru: bo
 
 
 @jit_apart
-def _ahead_otherwise(view: View, batch: Batch, op: int, stop: int, missed: int) -> int:
+def _ahead_otherwise(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: int) -> int:
     return _ahead(view, batch, op, stop, missed, False)
 
 
 @jit_apart
 def run_ahead(
     view: View,
-    batch: Batch,
+    batch: NDArray[np.int64],
     op: int,
     stop: int,
     missed: int,
@@ -86,8 +92,8 @@ def run_ahead(
 
     Parameters
     ----------
-    batch : Batch
-        `ops` is read; `served_by` becomes L1 for each, whatever they turn out to be.
+    batch : int64[Batch.END]
+        OP is read; SERVED_BY becomes L1 for each, whatever they turn out to be.
     missed : int
         Number of misses logged already.
 

@@ -1,29 +1,38 @@
 """Scratch of the stages: what they hand each other about a batch of records.
 
-The loop works on batches of at most `BATCH` records, each stage on the whole batch before the next
-(see `loop`). Words are packed, since what a stage costs is mostly what it writes.
+The loop works on batches of at most `BATCH` runs of records, each stage on the whole batch before
+the next (see `loop`). Words are packed, since what a stage costs is mostly what it writes.
 
->>> word = operation(line=5, record=3, kind=2)
->>> line_of(word), record_of(word), kind_of(word)
+>>> word = operation(line=5, run=3, kind=2)
+>>> line_of(word), run_of(word), kind_of(word)
 (5, 3, 2)
+>>> word = key_of(page=9, line=63, kind=1)
+>>> page_of(word), line_within(word), kind_of(word)
+(9, 63, 1)
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.vector import at
-from numarep.units import MAX_LEVELS
+from numarep.memory.vector import LANES, at, new_words
+from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
-BATCH = 128
-RECORD_BITS = 7
+BATCH = 256
+RUN_BITS = 8
 MARK_BITS = 5
-MARKS = 1 << MARK_BITS  # of records in a word
+MARKS = 1 << MARK_BITS  # of runs in a word
 KIND_BITS = 2
 KIND_MASK = (1 << KIND_BITS) - 1
+LINE_BITS = LINES_PER_PAGE.bit_length() - 1
 NODE_BITS = 8
+# A word more than there are runs, for sums; not a whole page of the host apart from the next part.
+RUNS = BATCH + LANES
+ENTRIES = BATCH * MAX_LEVELS
+OPS = BATCH * (MAX_LEVELS + 1)
 
 
 class Stream(NamedTuple):
@@ -42,48 +51,84 @@ class Stream(NamedTuple):
     function: NDArray[np.int32] = np.empty(0, np.int32)
 
 
-class Batch(NamedTuple):
-    """What the stages hand each other; nothing in it outlives a batch.
+class Batch(IntEnum):
+    """Parts of what the stages hand each other, in one array; nothing in it outlives a batch.
 
-    Of each record (run, rather: see `front`), int64[BATCH]:
-    what : page << 2 | kind; passed : instructions of the records before it (and one more, of all);
-    reads : table entries its walk reads; chain : its first operation, if any record walked;
-    function : of `Stream`;
-    marked : a bit for each that did anything but hit L1 without a walk (see `mark`), int64[BATCH];
-    `tally` leaves both 0.
-    missed, walks : records that missed the first TLB, and that walk.
-    Of each walk, int64[5 * BATCH]: walk_line, walk_level : what it reads.
-    Of each operation (the reads of a record's walk, then the access itself), int64[6 * BATCH]:
-    ops : see `operation`; level : of a walk's read; served_by : service << 8 | node;
-    cells : places in the counts by function.
+    (One array, because compiled functions pass each array they are given as seven numbers.)
     """
 
-    what: NDArray[np.int64]
-    function: NDArray[np.int64]
-    passed: NDArray[np.int64]
-    reads: NDArray[np.int64]
-    chain: NDArray[np.int64]
-    marked: NDArray[np.int64]
-    missed: NDArray[np.int64]
-    walks: NDArray[np.int64]
-    walk_line: NDArray[np.int64]
-    walk_level: NDArray[np.int64]
-    ops: NDArray[np.int64]
-    level: NDArray[np.int64]
-    served_by: NDArray[np.int64]
-    cells: NDArray[np.int64]
+    # Of each run (see `front`):
+    KEY = 0  # see `key_of`
+    PASSED = RUNS  # instructions of the runs before it; and one more, of all
+    ACCESSES = 2 * RUNS  # likewise
+    FUNCTION = 3 * RUNS  # of `Stream`
+    READS = 4 * RUNS  # table entries its walk reads; `tally` leaves 0
+    CHAIN = 5 * RUNS  # its first operation, if any run walked
+    # Runs that missed the first TLB, and that walk:
+    MISSED = 6 * RUNS
+    WALKS = 7 * RUNS
+    # A bit for each run that did anything but hit L1 without a walk (see `mark`), and for each that
+    # went beyond L2 with more than a store; `tally` leaves 0:
+    MARKED = 8 * RUNS
+    LONG = 8 * RUNS + BATCH // MARKS
+    # Of each table entry read by walks, those of a walk MAX_LEVELS apart from the next one's:
+    WALK_LINE = 9 * RUNS
+    WALK_LEVEL = 9 * RUNS + ENTRIES
+    # Of each operation (the reads of a run's walk, then the access itself):
+    OP = 9 * RUNS + 2 * ENTRIES  # see `operation`
+    LEVEL = OP + OPS  # of a walk's read
+    SERVED_BY = OP + 2 * OPS  # see `served_by`
+    CELLS = OP + 3 * OPS  # places in the counts by function
+    END = OP + 4 * OPS
 
 
-def new_batch() -> Batch:
+def new_batch() -> NDArray[np.int64]:
     """Return scratch for one CPU at a time."""
-    sizes = [1, 1, 2, *[1] * 5, *[MAX_LEVELS] * 2, *[MAX_LEVELS + 1] * 4]
-    return Batch(*(np.zeros(size * BATCH, np.int64) for size in sizes))
+    batch = new_words(Batch.END)
+    batch.fill(0)
+    return batch
 
 
 @jit
-def operation(line: int, record: int, kind: int) -> int:
-    """Pack an operation: an access of a kind to a line on behalf of a record."""
-    return (line << RECORD_BITS | record) << KIND_BITS | kind
+def key_of(page: int, line: int, kind: int) -> int:
+    """Pack all that tells one run from another."""
+    return (page << LINE_BITS | line) << KIND_BITS | kind
+
+
+@jit
+def page_of(key: int) -> int:
+    """Return a run's page, a row of the translations."""
+    return key >> (LINE_BITS + KIND_BITS)
+
+
+@jit
+def line_within(key: int) -> int:
+    """Return a run's line within its page."""
+    return key >> KIND_BITS & (LINES_PER_PAGE - 1)
+
+
+@jit
+def kind_of(word: int) -> int:
+    """Return the kind of a run, or of an operation: how L1 sees it, so walks load."""
+    return word & KIND_MASK
+
+
+@jit
+def operation(line: int, run: int, kind: int) -> int:
+    """Pack an operation: an access of a kind to a line on behalf of a run."""
+    return (line << RUN_BITS | run) << KIND_BITS | kind
+
+
+@jit
+def line_of(op: int) -> int:
+    """Return an operation's line."""
+    return op >> (RUN_BITS + KIND_BITS)
+
+
+@jit
+def run_of(op: int) -> int:
+    """Return the run an operation belongs to."""
+    return op >> KIND_BITS & (BATCH - 1)
 
 
 @jit
@@ -93,24 +138,8 @@ def served_by(service: int, node: int) -> int:
 
 
 @jit
-def mark(batch: Batch, record: int) -> None:
-    """Have `tally` visit a record, in place."""
-    batch.marked[at(record >> MARK_BITS)] |= 1 << (record & (MARKS - 1))
-
-
-@jit
-def line_of(op: int) -> int:
-    """Return an operation's line."""
-    return op >> (RECORD_BITS + KIND_BITS)
-
-
-@jit
-def record_of(op: int) -> int:
-    """Return the record an operation belongs to."""
-    return op >> KIND_BITS & (BATCH - 1)
-
-
-@jit
-def kind_of(op: int) -> int:
-    """Return an operation's kind: how L1 sees it, so walks load."""
-    return op & KIND_MASK
+def mark(batch: NDArray[np.int64], run: int, is_long: int) -> None:
+    """Have `tally` visit a run; `is_long` is 1 if that goes beyond L2 but for a store; in place."""
+    word = run >> MARK_BITS
+    batch[at(Batch.MARKED + word)] |= 1 << (run & (MARKS - 1))
+    batch[at(Batch.LONG + word)] |= is_long << (run & (MARKS - 1))

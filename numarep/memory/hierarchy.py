@@ -86,11 +86,17 @@ def expect(view: View, line: int) -> int:
 
 @jit_within
 def expect_eviction(view: View, line: int) -> None:
-    """Have the host fetch what a victim LLC and its filter need of a line L2 likely evicts."""
+    """Have the host fetch what a line that L2 likely evicts needs: its row of the LLC, its filter.
+
+    An inclusive LLC is told of dirty lines only.
+    """
     last = row_of(view, view.cpu, view.l2, line) + view.l2.ways - 1
-    gone = view.words[at(last)] >> FLAG_BITS
-    _expect_row(view, shared_row_of(view, view.domain, view.llc, gone), view.llc)
-    _expect_row(view, shared_row_of(view, view.domain, view.directory, gone), view.directory)
+    entry = view.words[at(last)]
+    gone = entry >> FLAG_BITS
+    if view.is_victim or entry & DIRTY:
+        _expect_row(view, shared_row_of(view, view.domain, view.llc, gone), view.llc)
+    if view.is_victim:
+        _expect_row(view, shared_row_of(view, view.domain, view.directory, gone), view.directory)
 
 
 @jit_within

@@ -36,10 +36,10 @@ from numarep.memory.batch import (
     kind_of,
     line_of,
     mark,
-    record_of,
+    run_of,
     served_by,
 )
-from numarep.memory.counts import Event
+from numarep.memory.counts import Event, Service
 from numarep.memory.front import PAGE_BITS, Of, take
 from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
@@ -73,20 +73,21 @@ class Translations(NamedTuple):
 
 
 @jit
-def _expect_all(view: View, batch: Batch, start: int, missed: int) -> None:
+def _expect_all(view: View, batch: NDArray[np.int64], start: int, missed: int) -> None:
     """Prepare for the misses logged from `start` on, in place."""
     for each in range(start, missed):
         place = view.ahead[at(Ahead.MISSES + each)]
-        line = line_of(batch.ops[at(view.ahead[at(Ahead.OP + place)] >> 1)])
+        line = line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
         view.ahead[at(Ahead.ROW + place)] = expect(view, line)
-    if view.is_victim:
-        for each in range(start, missed):
-            place = view.ahead[at(Ahead.MISSES + each)]
-            expect_eviction(view, line_of(batch.ops[at(view.ahead[at(Ahead.OP + place)] >> 1)]))
+    for each in range(start, missed):
+        place = view.ahead[at(Ahead.MISSES + each)]
+        expect_eviction(
+            view, line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
+        )
 
 
 @jit_apart
-def _access(view: View, batch: Batch, ops: int) -> None:
+def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
     """Send a batch's operations through the caches; caches, events, batch modified in place."""
     ahead = view.ahead
     ahead[Ahead.LENGTH] = 0
@@ -96,7 +97,7 @@ def _access(view: View, batch: Batch, ops: int) -> None:
     while each < missed:
         place = ahead[at(Ahead.MISSES + each)]
         number, is_hit = ahead[at(Ahead.OP + place)] >> 1, ahead[at(Ahead.OP + place)] & 1
-        op = batch.ops[at(number)]
+        op = batch[at(Batch.OP + number)]
         line, is_store = line_of(op), kind_of(op) == Kind.STORE
         ahead[Ahead.SETTLING] = place
         if is_hit == 0:
@@ -104,15 +105,17 @@ def _access(view: View, batch: Batch, ops: int) -> None:
             if ahead[Ahead.LENGTH] == place:
                 missed = run_ahead(view, batch, number, ops, each)
                 _expect_all(view, batch, each, missed)
-            batch.served_by[at(number)] = served_by(service, node)
-            mark(batch, record_of(op))
+            batch[at(Batch.SERVED_BY + number)] = served_by(service, node)
+            mark(batch, run_of(op), 1 if service > Service.L2 and not is_store else 0)
             write_down(view, ahead[at(Ahead.OLD + place)])
         if is_store:
             make_exclusive(view, line, ahead[at(Ahead.ROW + place)])
         if is_hit == 0 and view.prefetch != 0:
             # Complete, so the access itself stays if L1 is called back.
             ahead[Ahead.SETTLING] = place + 1
-            prefetch_after(view, line, kind_of(op), batch.served_by[at(number)] >> NODE_BITS)
+            prefetch_after(
+                view, line, kind_of(op), batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
+            )
             if ahead[Ahead.LENGTH] == place + 1:
                 missed = run_ahead(view, batch, number + 1, ops, each + 1)
                 _expect_all(view, batch, each + 1, missed)
@@ -149,7 +152,7 @@ def run_records(
     pages: NDArray[np.int64],
     start: int,
     stop: int,
-    batch: Batch,
+    batch: NDArray[np.int64],
     hits: NDArray[np.int64],
     served: NDArray[np.int64],
     functions: NDArray[np.int64],
@@ -174,7 +177,7 @@ def run_records(
         left = tally(
             served, functions, nodes, hits, pages, batch, size, walks, left, reorder_window
         )
-        instructions += batch.passed[at(size)]
+        instructions += batch[at(Batch.PASSED + size)]
         if record < stop and stream.kind[at(record)] > Kind.STORE:
             page = int(stream.page[at(record)]) << PAGE_BITS
             kind, vpn = int(stream.kind[at(record)]), pages[at(page + Of.VPN)]

@@ -42,7 +42,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.memory.batch import NODE_BITS, Batch, Stream, new_batch
+from numarep.memory.batch import NODE_BITS, Stream, new_batch
 from numarep.memory.checked import (
     axes,
     check_cpus,
@@ -108,7 +108,7 @@ class System:
     window_left: NDArray[np.int64]
     layout: Layout
     roots: dict[int, int]
-    batch: Batch
+    batch: NDArray[np.int64]
     ahead: NDArray[np.int64]
 
     @property
@@ -186,8 +186,9 @@ def flush(system: System) -> None:
     system.window_left.fill(0)
 
 
-def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
+def _pages(system: System, cpu: int, translations: Translations) -> NDArray[np.int64]:
     """Return what the stages need of each page; unknown roots are numbered, in place."""
+    tlbs, base = system.layout.tlbs, cpu * system.layout.stride
     roots = system.roots
     distinct, place = np.unique(translations.root, return_inverse=True)
     for pfn in distinct.tolist():
@@ -196,7 +197,7 @@ def _pages(system: System, translations: Translations) -> NDArray[np.int64]:
         raise ValueError(f"root: expected fewer than {OWNERS} different ones")
     small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
     vpn, pfn, leaf, is_global, _, table, region = translations
-    return pages_of(vpn, pfn, leaf, is_global, small, table, region, system.layout.tlbs)
+    return pages_of(vpn, pfn, leaf, is_global, small, table, region, tlbs, base)
 
 
 def _prefetchers(machine: MachineSpec) -> int:
@@ -276,7 +277,7 @@ def prepare(
         view=_view(system, cpu, counts),
         tlbs=table_of(cpu * system.layout.stride, system.layout.tlbs),
         stream=frozen_stream(stream, counts),
-        pages=_pages(system, frozen),
+        pages=_pages(system, cpu, frozen),
         hits=np.zeros((Kind.STORE + 1) * axes(counts)[1], np.int64),
     )
 

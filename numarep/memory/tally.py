@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart, jit_within
 from numarep.memory.batch import (
-    KIND_BITS,
-    KIND_MASK,
     MARK_BITS,
     MARKS,
     NODE_BITS,
     Batch,
+    kind_of,
+    page_of,
     served_by,
 )
 from numarep.memory.counts import Access, Event, Overlap, Service
@@ -57,61 +57,51 @@ def _function_cell(nodes: int, function: int, access: int) -> int:
     return (function * ACCESSES + access) * SERVICES * nodes * OVERLAPS
 
 
+@jit
+def _list(functions: NDArray[np.int64], batch: NDArray[np.int64], listed: int, cell: int) -> int:
+    """List a cell of the counts by function, in place; return how many are listed by now."""
+    batch[at(Batch.CELLS + listed)] = cell
+    prefetch(functions, cell)
+    return listed + 1
+
+
 @jit_within
-def _count_walk(
+def _count_chain(
     served: NDArray[np.int64],
-    nodes: int,
-    regions: int,
-    region: int,
-    batch: Batch,
-    first: int,
-    last: int,
-    access: int,
-    overlap: int,
-) -> None:
-    """Count what a chain's walk read, operations [first, last), in place."""
-    for op in range(first, last):
-        cell = _cell(regions, nodes, access, batch.level[at(op)], region)
-        served[at(cell + _place(nodes, batch.served_by[at(op)], overlap))] += 1
-
-
-@jit_within
-def _list_function(
     functions: NDArray[np.int64],
     nodes: int,
-    function: int,
-    batch: Batch,
-    listed: int,
-    first: int,
-    last: int,
-    kind: int,
+    batch: NDArray[np.int64],
+    run: int,
+    region: int,
+    regions: int,
+    walks: int,
     overlap: int,
-    own: int,
+    listed: int,
 ) -> int:
-    """List where a chain's walk, and its access unless L1 served it, count for its function.
+    """Count what a run's walk read and its access, in place; the access with a store's overlap.
 
-    The host is asked for what is listed in `batch.cells`; the counts come once it had time to
-    fetch it. Returns how many are listed by now.
+    What counts by function is listed in CELLS, and the host asked for it: the counts come once it
+    had time to fetch them. Returns how many are listed by now.
     """
-    cell = _function_cell(nodes, function, kind + Access.FETCH_WALK)
+    kind, function = kind_of(batch[at(Batch.KEY + run)]), batch[at(Batch.FUNCTION + run)]
+    first = batch[at(Batch.CHAIN + run)] if walks > 0 else run
+    last = first + batch[at(Batch.READS + run)]
+    batch[at(Batch.READS + run)] = 0
     for op in range(first, last):
-        batch.cells[at(listed)] = cell + _place(nodes, batch.served_by[at(op)], overlap)
-        prefetch(functions, batch.cells[at(listed)])
-        listed += 1
-    by = batch.served_by[at(last)]
-    batch.cells[at(listed)] = _function_cell(nodes, function, kind) + _place(nodes, by, own)
-    prefetch(functions, batch.cells[at(listed)])
-    return listed + (1 if by >> NODE_BITS > Service.L1 else 0)
-
-
-@jit_within
-def _is_long(batch: Batch, first: int, last: int, kind: int) -> bool:
-    """Tell whether any part of a chain was served beyond L2, a store's own access set aside."""
-    beyond = (Service.L2 + 1) << NODE_BITS
-    is_long = (batch.served_by[at(last)] >= beyond) & (kind != Kind.STORE)
-    for op in range(first, last):
-        is_long |= batch.served_by[at(op)] >= beyond
-    return bool(is_long)
+        place = _place(nodes, batch[at(Batch.SERVED_BY + op)], overlap)
+        level, access = batch[at(Batch.LEVEL + op)], kind + Access.FETCH_WALK
+        served[at(_cell(regions, nodes, access, level, region) + place)] += 1
+        if len(functions) > 0:
+            listed = _list(
+                functions, batch, listed, _function_cell(nodes, function, access) + place
+            )
+    by = batch[at(Batch.SERVED_BY + last)]
+    place = _place(nodes, by, Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap)
+    served[at(_cell(regions, nodes, kind, 0, region) + place)] += 1
+    if len(functions) > 0:
+        _list(functions, batch, listed, _function_cell(nodes, function, kind) + place)
+        listed += 1 if by >> NODE_BITS > Service.L1 else 0
+    return listed
 
 
 @jit_apart
@@ -121,7 +111,7 @@ def tally(
     nodes: int,
     hits: NDArray[np.int64],
     pages: NDArray[np.int64],
-    batch: Batch,
+    batch: NDArray[np.int64],
     size: int,
     walks: int,
     left: int,
@@ -131,35 +121,25 @@ def tally(
     since, listed = 0, 0
     regions = len(hits) // (Kind.STORE + 1)
     for word in range((size + MARKS - 1) >> MARK_BITS):
-        marked, batch.marked[word] = batch.marked[word], 0
+        marked, long = batch[at(Batch.MARKED + word)], batch[at(Batch.LONG + word)]
+        batch[at(Batch.MARKED + word)], batch[at(Batch.LONG + word)] = 0, 0
         while marked != 0:
-            record = word << MARK_BITS | lowest(marked)
+            run = word << MARK_BITS | lowest(marked)
+            is_long = long >> lowest(marked) & 1 != 0
             marked &= marked - 1
-            what = batch.what[at(record)]
-            kind, region = what & KIND_MASK, pages[at((what >> KIND_BITS << PAGE_BITS) + Of.REGION)]
-            left = left_now(left, batch.passed[at(record)], since)
-            since = batch.passed[at(record)]
-            first = batch.chain[at(record)] if walks > 0 else record
-            last = first + batch.reads[at(record)]
-            batch.reads[at(record)] = 0
-            is_long = _is_long(batch, first, last, kind)
+            key, passed = batch[at(Batch.KEY + run)], batch[at(Batch.PASSED + run)]
+            kind, region = kind_of(key), pages[at((page_of(key) << PAGE_BITS) + Of.REGION)]
+            left = left_now(left, passed, since)
+            since = passed
             overlap = overlap_of(kind, is_long, left)
             left = window_after(kind, is_long, overlap, left, reorder_window)
             hits[at(kind * regions + region)] -= 1
-            access = kind + Access.FETCH_WALK
-            _count_walk(served, nodes, regions, region, batch, first, last, access, overlap)
-            by = batch.served_by[at(last)]
-            own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
-            cell = _cell(regions, nodes, kind, 0, region)
-            served[at(cell + _place(nodes, by, own))] += 1
-            if len(functions) > 0:
-                function = batch.function[at(record)]
-                listed = _list_function(
-                    functions, nodes, function, batch, listed, first, last, kind, overlap, own
-                )
+            listed = _count_chain(
+                served, functions, nodes, batch, run, region, regions, walks, overlap, listed
+            )
     for each in range(listed):
-        functions[at(batch.cells[each])] += 1
-    return left_now(left, batch.passed[at(size)], since)
+        functions[at(batch[at(Batch.CELLS + each)])] += 1
+    return left_now(left, batch[at(Batch.PASSED + size)], since)
 
 
 @jit

@@ -12,9 +12,9 @@ Left out: the frame is not part of an entry, so a stale entry still leads to the
 
 >>> words, tlb = np.full(8, EMPTY), new_tlb(offset=0, sets=1, ways=2)
 >>> page = key_of(7, 1)
->>> bool(lookup_or_fill(words, 0, 2, page, 42, GLOBAL))  # filled as global ...
+>>> bool(lookup_or_fill(words, 0, 2, page | GLOBAL, 42))  # filled as global ...
 False
->>> bool(lookup_or_fill(words, 0, 2, page, 43, 43))  # ... and found under another root
+>>> bool(lookup_or_fill(words, 0, 2, page | 43, 43))  # ... and found under another root
 True
 >>> drop_local(words, table_of(0, [tlb]), 0)
 >>> [int(word) == page for word in words[:2]]
@@ -94,18 +94,16 @@ def key_of(number: int, level: int) -> int:
 
 
 @jit
-def lookup_or_fill(
-    words: NDArray[np.int64], first: int, ways: int, key: int, root: int, owner: int
-) -> bool:
+def lookup_or_fill(words: NDArray[np.int64], first: int, ways: int, entry: int, root: int) -> bool:
     """Make a page the most recently used of its row; tell whether it was there. In place.
 
-    Found is the most recently used entry of the page under `root` or GLOBAL; a new entry gets
-    `owner`. Written without branches, for nobody can foresee them.
+    Found is the most recently used entry of the page of `entry` under `root` or GLOBAL; if there is
+    none `entry` is filled. Written without branches, for nobody can foresee them.
     """
+    key = entry & -OWNERS
     found = matches(words, first, ways, key | root, ALL) | matches(words, first, ways, key, ALL)
     way = lowest(found | 1 << (ways - 1))
-    entry = words[at(first + way)]
-    move(words, first, ways, way, entry if found != 0 else key | owner)
+    move(words, first, ways, way, words[at(first + way)] if found != 0 else entry)
     return bool(found != 0)
 
 

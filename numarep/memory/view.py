@@ -34,11 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.batch import BATCH, NODE_BITS
+from numarep.memory.batch import NODE_BITS, OPS
 from numarep.memory.recency import FLAG_BITS
 from numarep.memory.replacement import Policy, counts_hits, words_of
 from numarep.memory.vector import at
-from numarep.units import LINES_PER_PAGE, MAX_LEVELS
+from numarep.units import LINES_PER_PAGE
 
 DIRTY = 1
 SHARED = 2
@@ -121,27 +121,24 @@ def policy_in(table: NDArray[np.int64], which: int) -> int:
     return int(table[at((which << AT_BITS) + At.POLICY)])
 
 
-LOG = BATCH * (MAX_LEVELS + 1)  # operations of a batch
-
-
 class Ahead(IntEnum):
-    """Parts of the log of L1's run-ahead (see `ahead`), LOG words each, in one array.
+    """Parts of the log of L1's run-ahead (see `ahead`), OPS words each, in one array.
 
     An entry for each operation that changed a row, and what the log itself has got to. (One array,
     because compiled functions pass each array they are given as seven numbers.)
     """
 
     FIRST = 0  # the row
-    WAY = LOG  # that came to its front
-    OLD = 2 * LOG  # what it held
-    OP = 3 * LOG  # the operation's number << 1 | 1 if it hit
-    ROW = 4 * LOG  # of a miss, the row in the own directory where its line belongs
-    MISSES = 5 * LOG  # places in the log of what L1 couldn't settle
-    HIGH = 6 * LOG  # what the words behind the row's ways were, if its policy has any
-    LOW = 7 * LOG
-    LENGTH = 8 * LOG  # of the log
-    SETTLING = 8 * LOG + 1  # place of the miss being settled
-    END = 8 * LOG + 2
+    WAY = OPS  # that came to its front
+    OLD = 2 * OPS  # what it held
+    OP = 3 * OPS  # the operation's number << 1 | 1 if it hit
+    ROW = 4 * OPS  # of a miss, the row in the own directory where its line belongs
+    MISSES = 5 * OPS  # places in the log of what L1 couldn't settle
+    HIGH = 6 * OPS  # what the words behind the row's ways were, if its policy has any
+    LOW = 7 * OPS
+    LENGTH = 8 * OPS  # of the log
+    SETTLING = 8 * OPS + 1  # place of the miss being settled
+    END = 8 * OPS + 2
 
 
 class View(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_within
+from numarep.memory.batch import Batch
 from numarep.memory.counts import Event
 from numarep.memory.recency import ALL, matches, push, touch
 from numarep.memory.tlb import PSC_PMD, key_of, page_number
@@ -71,8 +72,7 @@ def walk(
     root: int,
     pages: NDArray[np.int64],
     tables: int,
-    lines: NDArray[np.int64],
-    levels: NDArray[np.int64],
+    batch: NDArray[np.int64],
     start: int,
 ) -> int:
     """List the entries a walk reads; PSCs and events are modified in place.
@@ -85,8 +85,8 @@ def walk(
         Its small number (see `system.roots`).
     pages : int64[tables + 5]
         From `tables` on, the pfn of the table page read at each level, -1 where none is.
-    lines, levels : int64[start + 5]
-        Filled from `start` on with the line and level of every entry read, in order.
+    batch : int64[Batch.END]
+        WALK_LINE and WALK_LEVEL are filled from `start` on for every entry read, in order.
 
     Returns
     -------
@@ -98,8 +98,8 @@ def walk(
         pfn = pages[at(tables + level - 1)]
         if pfn < 0:
             continue
-        levels[at(start + read)] = level
-        lines[at(start + read)] = entry_line(pfn, vpn, level)
+        batch[at(Batch.WALK_LEVEL + start + read)] = level
+        batch[at(Batch.WALK_LINE + start + read)] = entry_line(pfn, vpn, level)
         read += 1
         if leaf < level <= P4D:
             which, number = PSC_PMD + level - PMD, page_number(vpn, level)

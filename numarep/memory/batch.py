@@ -21,8 +21,8 @@ from numarep.jit import jit
 from numarep.memory.vector import LANES, at, new_words
 from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
-BATCH = 256
-RUN_BITS = 8
+BATCH = 512
+RUN_BITS = 9
 MARK_BITS = 5
 MARKS = 1 << MARK_BITS  # of runs in a word
 KIND_BITS = 2

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart, jit_entry
+from numarep.jit import jit_apart, jit_entry, jit_within
 from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import (
     NODE_BITS,
@@ -49,6 +49,8 @@ from numarep.memory.tlb import clear_all, invalidate_page, switch_root
 from numarep.memory.translate import spread, translate
 from numarep.memory.vector import at
 from numarep.memory.view import Ahead, View
+
+AHEAD = 16  # misses that the host is asked ahead for what settling them takes
 
 
 class Translations(NamedTuple):
@@ -72,14 +74,14 @@ class Translations(NamedTuple):
     region: NDArray[np.int64]
 
 
-@jit
-def _expect_all(view: View, batch: NDArray[np.int64], start: int, missed: int) -> None:
-    """Prepare for the misses logged from `start` on, in place."""
-    for each in range(start, missed):
+@jit_within
+def _expect_all(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None:
+    """Prepare for misses [start, stop) that are logged, in place."""
+    for each in range(start, stop):
         place = view.ahead[at(Ahead.MISSES + each)]
         line = line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
         view.ahead[at(Ahead.ROW + place)] = expect(view, line)
-    for each in range(start, missed):
+    for each in range(start, stop):
         place = view.ahead[at(Ahead.MISSES + each)]
         expect_eviction(
             view, line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
@@ -92,9 +94,11 @@ def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
     ahead = view.ahead
     ahead[Ahead.LENGTH] = 0
     missed = run_ahead(view, batch, 0, ops, 0)
-    _expect_all(view, batch, 0, missed)
-    each = 0
+    each, expected = 0, 0
     while each < missed:
+        if expected < min(each + AHEAD, missed):
+            _expect_all(view, batch, expected, min(each + 2 * AHEAD, missed))
+            expected = min(each + 2 * AHEAD, missed)
         place = ahead[at(Ahead.MISSES + each)]
         number, is_hit = ahead[at(Ahead.OP + place)] >> 1, ahead[at(Ahead.OP + place)] & 1
         op = batch[at(Batch.OP + number)]
@@ -103,8 +107,7 @@ def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
         if is_hit == 0:
             service, node = access_l2(view, line, is_store, ahead[at(Ahead.ROW + place)])
             if ahead[Ahead.LENGTH] == place:
-                missed = run_ahead(view, batch, number, ops, each)
-                _expect_all(view, batch, each, missed)
+                missed, expected = run_ahead(view, batch, number, ops, each), each
             batch[at(Batch.SERVED_BY + number)] = served_by(service, node)
             mark(batch, run_of(op), 1 if service > Service.L2 and not is_store else 0)
             write_down(view, ahead[at(Ahead.OLD + place)])
@@ -117,8 +120,7 @@ def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
                 view, line, kind_of(op), batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
             )
             if ahead[Ahead.LENGTH] == place + 1:
-                missed = run_ahead(view, batch, number + 1, ops, each + 1)
-                _expect_all(view, batch, each + 1, missed)
+                missed, expected = run_ahead(view, batch, number + 1, ops, each + 1), each + 1
         each += 1
 
 

@@ -4,7 +4,7 @@
 function that returns a frame:
 
 - `published.gains`, `published.requirements`: the published table beside the model's;
-- `stalls.stalls`: where the time goes;
+- `stalls.stalls`: where the time goes; `events.events`: what else is counted;
 - `functions.functions`: which kernel functions gain;
 - `ablation.ablation`, `ablation.alignment`, `ablation.switches`: what each part gains;
 - `break_even.surface`: over latency ratio, LLC size and workload;

@@ -140,7 +140,7 @@ def section(evidence: Evidence) -> Section:
         commands.append(COMMANDS[2])
     else:
         answers.append(_switch_answer(others))
-        caption = "Gain A in % of every policy, by workload and caches."
+        caption = _switch_caption(others)
         figures.append(Figure("switches", caption, lambda width: _draw_switches(others, width)))
         tables.append(Table("switches", _SWITCH_CAPTION, others, _SWITCH_COLUMNS))
     return Section(
@@ -164,6 +164,16 @@ _SWITCH_COLUMNS = {
     "beside": Column("beside the series, points", 2),
 }
 _SWITCH_CAPTION = "Every policy beside the series"
+
+
+def _switch_caption(others: pl.DataFrame) -> str:
+    worst = others.sort("a", "replication").row(0, named=True)
+    best = others.sort("a", "replication", descending=[True, False]).row(0, named=True)
+    return (
+        f"Gain A in % of every policy, by workload and caches: from {percent(worst['a'])} "
+        f"({worst['replication']}, {worst['workload']}, {worst['cache_state']}) to "
+        f"{percent(best['a'])} ({best['replication']}, {best['workload']}, {best['cache_state']})."
+    )
 
 
 def _switch_answer(others: pl.DataFrame) -> str:

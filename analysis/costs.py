@@ -388,7 +388,7 @@ def _draw_limits(limits: pl.DataFrame, width: Width) -> Any:
         "per_s:Q",
         title="operations a second that use up the gain",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(values=_powers(low, high), format="~s"),
+        axis=alt.Axis(values=_powers(low, high)[:: 1 if width is Width.WIDE else 2], format="~s"),
     )
     y = alt.Y("what:N", sort=order, title=None, axis=alt.Axis(minExtent=_LABELS))
     base = alt.Chart(rows).encode(x=x, y=y)

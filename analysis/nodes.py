@@ -110,7 +110,10 @@ def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
     first = ranked.unique("nodes", keep="first")
     one = together.join(first, on=["nodes", "machine"], how="semi", maintain_order="left")
     several = pl.col("nodes").n_unique().over(*_CELL, "replication") > 1
-    return one.filter(several)
+    found = one.filter(several)
+    # Where a study waived costs, that is this question's; others only share its machines.
+    waived = found.filter(pl.col("replication.costs") == "waived")
+    return found.join(waived, on=_CELL, how="semi") if waived.height else found
 
 
 def _runs(chosen: pl.DataFrame) -> pl.DataFrame:

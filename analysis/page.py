@@ -19,7 +19,7 @@ from markupsafe import Markup
 from analysis.section import Column, Figure, Section, Table
 from analysis.style import Width, css_variables, png, svg, themed
 
-ROWS_SHOWN = 60
+ROWS_SHOWN, ROWS_PRINTED = 60, 24
 MAIL_COLUMNS = 72
 DIGITS = 9
 PAGE, SUMMARY = "report.html", "summary.md"
@@ -83,6 +83,7 @@ def _page(report: Report) -> str:
         dark=Markup(css_variables(dark=True)),
         widths=Width,
         rows_shown=ROWS_SHOWN,
+        rows_printed=ROWS_PRINTED,
         folders={"figures": FIGURES, "tables": TABLES, "files": FILES},
     )
 

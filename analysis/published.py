@@ -343,15 +343,16 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     states = [s for s in ("hot", "cold") if s in table["cache_state"]]
     wide = width is Width.WIDE
     plot = (width - _LABELS - MARGIN - 14) // 2 if wide else width - _LABELS - MARGIN
+    names = table["workload"].unique(maintain_order=True).to_list()  # of all panels, or rows shift
     panels = [
-        _panel(table.filter(cache_state=state), state, plot, named=not wide or not i)
+        _panel(table.filter(cache_state=state), state, names, plot, named=not wide or not i)
         for i, state in enumerate(states)
     ]
     side = alt.hconcat if wide else alt.vconcat
     return alt.vconcat(key(_KEY, width, _LABELS), side(*panels).resolve_scale(x="shared"))
 
 
-def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
+def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named: bool) -> Any:
     shown = rows.with_columns(
         pl.min_horizontal("a_min", "layout_min").alias("spread_min"),
         pl.max_horizontal("a_max", "layout_max").alias("spread_max"),
@@ -360,7 +361,7 @@ def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
     )
     axis = alt.Axis(minExtent=_LABELS) if named else alt.Axis(labels=False)
     base = alt.Chart(shown).encode(
-        y=alt.Y("workload:N", sort=rows["workload"].to_list(), title=None, axis=axis),
+        y=alt.Y("workload:N", scale=alt.Scale(domain=names), title=None, axis=axis),
         description="tip:N",
     )
 
@@ -389,7 +390,7 @@ def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
         label,
     )
     title = f"{state} caches"
-    return alt.layer(*layers).properties(width=plot, height=34 * rows.height, title=title)
+    return alt.layer(*layers).properties(width=plot, height=34 * len(names), title=title)
 
 
 def _tip() -> pl.Expr:

@@ -18,6 +18,7 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from analysis.cases import SCENARIO, cases, settings_of
@@ -94,7 +95,7 @@ def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
     if table.is_empty() or boots.collect().height:
         console.print(_run_table(cases(runs.lazy() if table.is_empty() else boots)))
     if not table.is_empty():
-        console.print(_gain_table(table))
+        console.print(_fitting(table, console))
         console.print(_protocol(paired), highlight=False, markup=False)
     tally = runs.lazy().select(all=pl.len(), failed=(pl.col("status") == "failed").sum())
     total, failed = tally.collect().row(0)
@@ -184,7 +185,20 @@ def _layouts(paired: pl.DataFrame) -> int:
     return permuted["kernel.layout_seed"].n_unique()
 
 
-def _gain_table(gains: pl.DataFrame) -> Table:
+def _fitting(gains: pl.DataFrame, console: Console) -> Table:
+    """Return the table of gains without as many of the least columns as the width has no room for.
+
+    Settings are folded only where that doesn't help.
+    """
+    free = console.options.update(width=_ENDLESS)
+    for dropped in range(len(_LEAST) + 1):
+        table = _gain_table(gains, _LEAST[:dropped])
+        if Measurement.get(console, free, table).maximum <= console.width:
+            return table
+    return _gain_table(gains, _LEAST, fold=True)
+
+
+def _gain_table(gains: pl.DataFrame, dropped: Sequence[str], *, fold: bool = False) -> Table:
     """Return a table of gains, with a column for each setting that tells variants apart."""
     variants = sorted(gains.partition_by("variant"), key=lambda part: _natural(part["variant"][0]))
     told = {part["variant"][0]: _read(part["variant"][0]) for part in variants}
@@ -198,16 +212,18 @@ def _gain_table(gains: pl.DataFrame) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        caption=_left_out(whole.height, GAINS_SHOWN),
+        caption=_caption(_left_out(whole.height, GAINS_SHOWN), dropped),
     )
     for title in _short(names):
-        table.add_column(escape(title.replace("_", " ")), overflow="fold")
+        heading = escape(title.replace("_", " " if fold else "\n"))
+        table.add_column(heading, overflow="fold", no_wrap=not fold)
     for name in own:
         table.add_column(_TITLES[name], no_wrap=True)
-    shown = {title: cell for title, cell in _CELLS.items() if not names or _any(whole, cell)}
+    kept = {title: cell for title, cell in _CELLS.items() if title not in dropped}
+    shown = {title: cell for title, cell in kept.items() if not names or _any(whole, cell)}
     for title in shown:
-        numbers = title != "agrees"
-        table.add_column(escape(title), justify="right" if numbers else "left", no_wrap=numbers)
+        left = title == "agrees"
+        table.add_column(escape(title), justify="left" if left else "right", no_wrap=True)
     last = None
     for row in whole.head(GAINS_SHOWN).iter_rows(named=True):
         values = [told[row["variant"]].get(name, "") for name in names]
@@ -232,6 +248,11 @@ _CELLS: dict[str, Cell] = {
     "published": lambda row: _percent(row["published"]),
     "agrees": lambda row: row["agrees"] or "",
 }
+
+
+# Columns that a narrow terminal leaves out, first to last, and a width that has room for all.
+_LEAST = ("[min..max]", "B", "band of A", "A, own node")
+_ENDLESS = 1000
 
 
 def _read(variant: str) -> dict[str, str]:
@@ -262,6 +283,11 @@ def _run_table(known: pl.LazyFrame) -> Table:
         time = "" if row["time_ns"] is None else f"{row['time_ns'] / 1000:.2f}"
         table.add_row(*(escape(str(row[name])) for name in names), time)
     return table
+
+
+def _caption(rows: str | None, dropped: Sequence[str]) -> str | None:
+    columns = f"no room for {', '.join(map(escape, dropped))}" if dropped else None
+    return "; ".join(filter(None, (rows, columns))) or None
 
 
 def _left_out(rows: int, shown: int) -> str | None:

@@ -124,6 +124,8 @@ def section(evidence: Evidence) -> Section:
             Table("sensitivity", "Effect of every assumed parameter, by cell", table, _COLUMNS),
         ),
         how=_HOW,
+        missing=_ONE_CELL if len(table.select(_CELL[:2]).unique()) == 1 else "",
+        commands=(COMMAND,) if len(table.select(_CELL[:2]).unique()) == 1 else (),
     )
 
 
@@ -172,11 +174,12 @@ def _answer(ranked: pl.DataFrame) -> str:
     text = "; ".join(sorted(parts))
     total = ranked["parameter"].n_unique()
     return (
-        f"{text[0].upper()}{text[1:]}; {small} of {total} assumed parameters never move any gain "
-        "by a whole point."
+        f"{text[0].upper()}{text[1:]}; {small} of {total} assumed parameters never move any of "
+        "these gains by a whole point."
     )
 
 
+_ONE_CELL = "one workload and cache state only"
 _SERVES = {"cold": "dram-remote", "warm": "remote-llc"}  # who then serves what is remote
 _LEAST = 0.01
 

@@ -13,6 +13,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from analysis import events
 from analysis.published import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
@@ -169,7 +170,10 @@ def section(evidence: Evidence) -> Section:
         title,
         answer=_answer(served, accessed),
         figures=tuple(figures),
-        tables=(Table("stalls", _TABLE_CAPTION, shown, _COLUMNS),),
+        tables=(
+            Table("stalls", _TABLE_CAPTION, shown, _COLUMNS),
+            events.shown(events.events(evidence.cases, evidence.events)),
+        ),
         how=_HOW,
     )
 
@@ -232,8 +236,9 @@ def _draw(served: pl.DataFrame, width: Width) -> Any:
     states = [s for s in ("hot", "cold") if s in served["cache_state"]]
     wide = width is Width.WIDE
     plot = (width - _LABELS - MARGIN - 40) // 2 if wide else width - _LABELS - MARGIN - 10
+    names = served["workload"].unique(maintain_order=True).to_list()  # of all panels, or rows shift
     panels = [
-        _panel(served.filter(cache_state=state), state, plot, named=not wide or not i)
+        _panel(served.filter(cache_state=state), state, names, plot, named=not wide or not i)
         for i, state in enumerate(states)
     ]
     side = alt.hconcat(*panels, spacing=36) if wide else alt.vconcat(*panels)
@@ -244,12 +249,11 @@ def _draw(served: pl.DataFrame, width: Width) -> Any:
     return alt.vconcat(key(glyphs, width, _LABELS), side)
 
 
-def _panel(rows: pl.DataFrame, state: str, plot: int, *, named: bool) -> Any:
+def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named: bool) -> Any:
     present = [name for name in SERVERS if name in rows["server"]]
     shown = rows.with_columns(_tip(), rank=pl.col("server").cast(pl.Enum(present)).to_physical())
     axis = alt.Axis(minExtent=_LABELS) if named else alt.Axis(labels=False)
-    names = rows["workload"].unique(maintain_order=True).to_list()
-    y = alt.Y("workload:N", sort=names, title=None, axis=axis)
+    y = alt.Y("workload:N", scale=alt.Scale(domain=names), title=None, axis=axis)
     offset = alt.YOffset("side:N", sort=list(SIDES))
     bars = (
         alt.Chart(shown)

@@ -186,7 +186,7 @@ def finished(chart: Any) -> dict[str, Any]:
         "labelFontSize": 12,
         "titleFontSize": 12,
         "titleFontWeight": "normal",
-        "labelPadding": 6,
+        "labelPadding": 9,
         "labelLimit": 220,
         "labelFlush": False,
     }

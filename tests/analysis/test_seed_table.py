@@ -84,8 +84,8 @@ def study() -> pl.DataFrame:
     )
 
 
-def printed(runs: pl.DataFrame) -> str:
-    console = Console(file=io.StringIO(), width=100)
+def printed(runs: pl.DataFrame, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
     seed_table.show(runs, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -180,6 +180,25 @@ def test_a_machine_is_named_not_spelt_out() -> None:
         "machine=fast",
         "machine=slow",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_loses_columns_but_no_value(width: int) -> None:
+    machines = ("e5_2690_v3", "cascade_lake_8269cy_snc2")
+    pairs = [
+        run(workload, "cold", name, time, ghz=ghz) | {"machine": machine}
+        for ghz, machine in zip((2.6, 3.0), machines, strict=True)
+        for workload in ("mmap_munmap", "fork_1")
+        for name, time in (("none", 1000.0), ("series", 850.0))
+    ]
+    runs = frame(*(pair | {"pair_id": f"{pair['pair_id']}-{pair['machine']}"} for pair in pairs))
+    lines = printed(runs, width).splitlines()
+    assert max(map(len, lines)) <= width
+    for machine in machines:
+        told = [line for line in lines if machine in line]
+        assert [line.split()[1] for line in told] == ["fork_1", "mmap_munmap"]
+        assert all("15.0" in line for line in told)
+    assert any("no room for [min..max]" in line for line in lines) == (width == 80)
 
 
 def test_many_variants_are_cut() -> None:

@@ -2,8 +2,10 @@
 
 Numba's on-disk cache only notices a change of the file that holds the compiled function, not of
 the functions it calls, so it goes stale. Here the cache folder is named after a hash of all of
-the core's sources: any change to any of them starts a fresh one. `NUMBA_DISABLE_JIT=1` turns the
-decorators into no-ops, and everything runs as plain Python.
+the core's sources: any change to any of them starts a fresh one.
+
+Only entries are compiled when Python calls them, with all that they call. Everything else stays the
+plain Python function it is; with `NUMBA_DISABLE_JIT=1` entries do, too.
 """
 
 import hashlib
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.extending import register_jitable
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -28,66 +33,85 @@ def _source_hash() -> str:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "numarep" / f"numba-{_source_hash()}"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("NUMBA_CACHE_DIR") or Path(home) / "numarep"
+    return Path(base) / f"numba-{_source_hash()}"
 
 
-if "NUMBA_CACHE_DIR" not in os.environ:
-    setattr(numba.config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 - untyped in numba
+setattr(numba.config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 - untyped in numba
 
 
 # Compiled code here never allocates, so it can do without Numba's runtime (_nrt, a private option:
 # numba is pinned in constraints.txt). Only so does LLVM inline whole call chains instead of copying
 # the state and counting references at each call: 10 to 20 times as fast, measured.
-_OPTIONS: dict[str, Any] = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "_nrt": False,
-    "forceinline": True,
-}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
-# Helpers need no wrapper by which Python calls them, nor a cached file of their own: their callers'
-# hold them. A third of the compile time, measured.
-_HELPER: dict[str, Any] = {
-    **_OPTIONS,
-    "cache": False,
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
-_IS_PLAIN = bool(vars(numba.config)["DISABLE_JIT"])
+class _Part(JITCodeLibrary):
+    """A helper's code: only ever linked into its callers', so never made a program by itself.
+
+    Left to itself numba optimises and assembles every helper, alone: half of the compile time.
+    """
+
+    is_apart = False
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        # As the option `forceinline`, which callers would hand down, so that helpers of two kinds
+        # of callers would be compiled twice.
+        if not self.is_apart:
+            for function in ir_module.functions:
+                if not function.is_declaration:
+                    function.attributes.add("alwaysinline")
+        super().add_ir_module(ir_module)
+
+    def _optimize_final_module(self) -> None:
+        if self.is_apart:
+            super()._optimize_final_module()
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    # What numba asks of a program: the address of a wrapper for Python, and to know its globals.
+    def get_pointer_to_function(self, _name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, _name: str, _env: object) -> None:
+        pass
 
 
-def _helper(function: F, **options: object) -> F:
-    """Compile a function for compiled callers; Python calls a second version, made if it does."""
-    if _IS_PLAIN:
-        return function
-    compiled: Any = numba.njit(**{**_HELPER, **options})(function)
-    callable_from_python = numba.njit(**{**_OPTIONS, **options})(function)
-    # What numba's dispatcher asks on a call from Python, and where it would keep the wrapper.
-    compiled._compile_for_args = lambda *_, **__: callable_from_python
-    compiled._insert = lambda *_, **__: None
-    helper: F = compiled
-    return helper
+class _PartCompiler(Compiler):
+    is_apart = False
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        part = _Part(target.codegen(), "part")
+        part.is_apart = self.is_apart
+        super().__init__(typing, target, library or part, *rest)
+
+
+class _ApartCompiler(_PartCompiler):
+    is_apart = True
+
+
+_HELPER: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def jit(function: F) -> F:
-    """Compile `function` in nopython mode without the GIL, as part of its compiled callers."""
-    return _helper(function)
+    """Let compiled functions call this one, as part of their code; Python calls it as it is."""
+    helper: F = register_jitable(**_HELPER, pipeline_class=_PartCompiler)(function)
+    return helper
 
 
 def jit_apart(function: F) -> F:
-    """Compile as `jit` does, but keep the function apart: rarely called, so not worth inlining."""
-    return _helper(function, forceinline=False)
-
-
-def jit_within(function: F) -> F:
-    """Compile as `jit` does, but as part of the one or two callers: spares LLVM a whole pass."""
-    return _helper(function, inline="always")
+    """Let compiled functions call this one; it isn't part of their code, as it is big or rare."""
+    helper: F = register_jitable(**_HELPER, pipeline_class=_ApartCompiler)(function)
+    return helper
 
 
 def jit_entry(function: F) -> F:
     """Compile what Python calls, cached on disk with all it calls."""
-    compiled: F = numba.njit(**_OPTIONS)(function)
+    compiled: F = numba.njit(**_OPTIONS, cache=True)(function)
     return compiled

@@ -31,7 +31,7 @@ line); code is fetched as exclusively as data; a domain answers from its first m
 (2, -1)
 """
 
-from numarep.jit import jit, jit_apart, jit_within
+from numarep.jit import jit, jit_apart
 from numarep.memory.copies import (
     clean_above,
     clean_in,
@@ -115,7 +115,7 @@ def _take(view: View, domain: int, line: int) -> None:
     view.events[Event.REMOTE_INVALIDATIONS] += 1
 
 
-@jit_within
+@jit
 def request(view: View, line: int, write: bool) -> tuple[int, int, int]:
     """Serve what the own domain lacks; other domains' caches are modified in place.
 
@@ -166,7 +166,7 @@ def ask_owner(view: View, word: int, line: int) -> int:
     return 1 if dirty != 0 else 0
 
 
-@jit_within
+@jit
 def own(view: View, word: int, line: int) -> None:
     """Make the running CPU a line's owner before a store, in place.
 

@@ -20,7 +20,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart, jit_within
+from numarep.jit import jit, jit_apart
 from numarep.memory.batch import (
     BATCH,
     Batch,
@@ -120,7 +120,7 @@ def ways_of(place: int) -> int:
     return place & ((1 << WAYS_BITS) - 1)
 
 
-@jit_within
+@jit
 def _is_near(words: NDArray[np.int64], pages: NDArray[np.int64], page: int, kind: int) -> bool:
     """Look the page described at `page` up in the first-level TLB of a kind of access; in place."""
     side = page + (0 if kind == Kind.FETCH else 1)
@@ -132,7 +132,7 @@ def _is_near(words: NDArray[np.int64], pages: NDArray[np.int64], page: int, kind
     return lookup_or_fill(words, first, ways_of(place), entry, pages[at(page + Of.ROOT)])
 
 
-@jit_within
+@jit
 def _merge(
     view: View,
     pages: NDArray[np.int64],

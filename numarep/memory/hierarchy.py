@@ -22,7 +22,7 @@ of one core are not kept coherent (self-modifying code), uncached memory.
 ['L1', 'L2', 'LLC', 'PEER', 'REMOTE_LLC', 'REMOTE_DIRTY', 'REMOTE_DIRTY_AWAY', 'DRAM']
 """
 
-from numarep.jit import jit, jit_apart, jit_within
+from numarep.jit import jit, jit_apart
 from numarep.memory.ahead import recall
 from numarep.memory.coherence import ask_owner, own, owner_of, request
 from numarep.memory.copies import clean_in_domain, drop_in_domain, mark_in
@@ -36,21 +36,21 @@ from numarep.memory.view import ABSENT, DIRTY, Cache, View, node_of, row_of, sha
 __all__ = ["access_l2", "expect", "expect_eviction", "make_exclusive", "prefetch_l2", "write_down"]
 
 
-@jit_within
+@jit
 def make_exclusive(view: View, line: int, row: int) -> None:
     """Make the running CPU the owner of a line in the directory's row at `row`; in place."""
     if len(view.cpu_place) > 1:
         own(view, row + find(view.words, row, view.directory.ways, line), line)
 
 
-@jit_within
+@jit
 def _dirty_llc(view: View, line: int) -> None:
     """Flag a line that the own, inclusive LLC holds as dirty there, in place."""
     first = shared_row_of(view, view.domain, view.llc, line)
     mark_in(view.words, first, view.llc.ways, line, DIRTY)
 
 
-@jit_within
+@jit
 def write_down(view: View, victim: int) -> None:
     """Put what L1D evicted where it belongs: dirty data into L2 or the LLC, in place."""
     if victim != EMPTY and victim & DIRTY:
@@ -70,7 +70,7 @@ def _expect_row(view: View, first: int, cache: Cache) -> None:
             prefetch(view.words, first + 2 * LANES)
 
 
-@jit_within
+@jit
 def expect(view: View, line: int) -> int:
     """Have the host fetch the rows of L2 and the directory where a line belongs; return the latter.
 
@@ -84,7 +84,7 @@ def expect(view: View, line: int) -> int:
     return first
 
 
-@jit_within
+@jit
 def expect_eviction(view: View, line: int) -> None:
     """Have the host fetch what a line that L2 likely evicts needs: its row of the LLC, its filter.
 
@@ -99,7 +99,7 @@ def expect_eviction(view: View, line: int) -> None:
         _expect_row(view, shared_row_of(view, view.domain, view.directory, gone), view.directory)
 
 
-@jit_within
+@jit
 def access_l2(view: View, line: int, write: bool, row: int) -> tuple[int, int]:
     """Read a line, for a write or not, that L1 lacks; all but L1 is modified in place.
 
@@ -118,7 +118,7 @@ def access_l2(view: View, line: int, write: bool, row: int) -> tuple[int, int]:
     return _fill_l2(view, line, write, first, row)
 
 
-@jit_within
+@jit
 def _fill_l2(view: View, line: int, write: bool, first: int, row: int) -> tuple[int, int]:
     """Bring a line from beyond into its row of L2 at `first`, in place."""
     flags = 0
@@ -146,7 +146,7 @@ def prefetch_l2(view: View, line: int) -> None:
         _fill_l2(view, line, False, first, row)
 
 
-@jit_within
+@jit
 def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, int]:
     """Look up an inclusive LLC, in its row at `first`, for L2, filling it on a miss."""
     way = find(view.words, first, view.llc.ways, line)
@@ -165,7 +165,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
     return service, node
 
 
-@jit_within
+@jit
 def _evict(view: View, victim: int) -> None:
     """Drop an evicted LLC entry from the levels above, writing dirty data back; in place."""
     line = victim >> FLAG_BITS

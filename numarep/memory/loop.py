@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit_apart, jit_entry, jit_within
+from numarep.jit import jit, jit_apart, jit_entry
 from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import (
     NODE_BITS,
@@ -74,7 +74,7 @@ class Translations(NamedTuple):
     region: NDArray[np.int64]
 
 
-@jit_within
+@jit
 def _expect_all(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None:
     """Prepare for misses [start, stop) that are logged, in place."""
     for each in range(start, stop):

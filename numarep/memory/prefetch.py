@@ -20,7 +20,7 @@ is busy, and what one prefetcher's lines would have another fetch.
 [1, -1]
 """
 
-from numarep.jit import jit, jit_within
+from numarep.jit import jit
 from numarep.memory.counts import Service
 from numarep.memory.hierarchy import prefetch_l2
 from numarep.memory.kinds import Kind
@@ -43,7 +43,7 @@ def pair_of(line: int) -> int:
     return line ^ 1
 
 
-@jit_within
+@jit
 def prefetch_after(view: View, line: int, kind: int, service: int) -> None:
     """Prefetch what an access that L1 missed gives rise to, in place."""
     if view.prefetch & ADJACENT and service > Service.L2:

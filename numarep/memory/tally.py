@@ -11,7 +11,7 @@ follows from the instructions passed since the one before (see `interval`).
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_apart, jit_within
+from numarep.jit import jit, jit_apart
 from numarep.memory.batch import (
     MARK_BITS,
     MARKS,
@@ -65,7 +65,7 @@ def _list(functions: NDArray[np.int64], batch: NDArray[np.int64], listed: int, c
     return listed + 1
 
 
-@jit_within
+@jit
 def _count_chain(
     served: NDArray[np.int64],
     functions: NDArray[np.int64],

@@ -15,7 +15,7 @@ that matters. `spread` then makes room for what the walks read among the batch's
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit_apart, jit_within
+from numarep.jit import jit, jit_apart
 from numarep.memory.batch import Batch, kind_of, line_of, mark, new_batch, operation, page_of
 from numarep.memory.counts import Event
 from numarep.memory.front import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
@@ -29,7 +29,7 @@ from numarep.units import MAX_LEVELS
 __all__ = ["line_of", "new_batch", "spread", "translate"]
 
 
-@jit_within
+@jit
 def _far(view: View, pages: NDArray[np.int64], batch: NDArray[np.int64], missed: int) -> int:
     """Look up in the STLB what missed, in place; return how many pages must be walked for."""
     walks, fetches, fetch_walks = 0, 0, 0

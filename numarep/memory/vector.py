@@ -6,26 +6,29 @@ trailing zeros of the outcome, rotate the lanes up to the hit, store. LLVM maps 
 the host has (AVX-512, AVX2, SSE2, NEON). They read and write eight words whatever a row's length:
 what lies beyond a row's end is written back unchanged.
 
-With `NUMBA_DISABLE_JIT=1` the plain functions at the end, which say the same, take their place.
+Compiled callers emit them; called from Python, the plain functions say the same.
 
 >>> words = np.arange(10, 20)
->>> _plain_match(words, 1, 13, -1), _plain_lowest(0b100)  # the third word from 1 on is 13
+>>> match(words, 1, 13, -1), lowest(0b100)  # the third word from 1 on is 13
 (4, 2)
->>> _plain_rotate(words, 1, 2, 99)
+>>> rotate(words, 1, 2, 99)
 >>> words.tolist()
 [10, 99, 11, 12, 14, 15, 16, 17, 18, 19]
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core.typing.templates import signature
+from numba.extending import lower_builtin, type_callable
 from numpy.typing import NDArray
 
 LANES = 8
+Emitter = Callable[..., Any]
 _WORD = ir.IntType(64)
 _ROW = ir.VectorType(_WORD, LANES)
 _INDEX = ir.VectorType(ir.IntType(32), LANES)
@@ -64,64 +67,6 @@ def _lanes_to(builder: Any, last: Any) -> Any:
     return builder.bitcast(builder.gep(table, [_WORD(0), start]), _ROW.as_pointer())
 
 
-@intrinsic
-def _match(_typing: Any, words: Any, at: Any, value: Any, mask: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row = _load(builder, _address(context, builder, signature.args[0], args[0], args[1]))
-        kept = builder.and_(row, _splat(builder, args[3]))
-        equal = builder.icmp_signed("==", kept, _splat(builder, args[2]))
-        return builder.zext(builder.bitcast(equal, ir.IntType(LANES)), _WORD)
-
-    return types.int64(words, types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def _rotate(_typing: Any, words: Any, at: Any, last: Any, entry: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], args[1])
-        row = _load(builder, address)
-        # Lane 0 of the result is `entry`, lane i is lane i - 1 of the row.
-        order = ir.Constant(_INDEX, [LANES, *range(LANES - 1)])
-        moved = builder.shuffle_vector(row, _splat(builder, args[3]), order)
-        mask = _load(builder, _lanes_to(builder, args[2]))
-        kept = builder.and_(row, builder.not_(mask))
-        builder.store(builder.or_(kept, builder.and_(moved, mask)), address).align = 8
-        return context.get_dummy_value()
-
-    return types.void(words, types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def _lowest(_typing: Any, bits: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.IntType(1)(0))
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _prefetch(_typing: Any, words: Any, at: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        name = "llvm.prefetch.p0"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(function, [address, number(1), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(words, types.int64), generate
-
-
-@intrinsic
-def _at(_typing: Any, index: Any) -> Any:
-    def generate(_context: Any, _builder: Any, _signature: Any, args: Any) -> Any:
-        return args[0]
-
-    return types.uint64(types.int64), generate
-
-
 def new_words(size: int) -> NDArray[np.int64]:
     """Return words of -1 that begin with a line of the host, as then all rows of eight do."""
     words = np.full(size + LANES, -1, np.int64)
@@ -129,13 +74,38 @@ def new_words(size: int) -> NDArray[np.int64]:
     return words[skipped : skipped + size]
 
 
-def _plain_match(words: NDArray[np.int64], at: int, value: int, mask: int) -> int:
+def _instruction(plain: Callable[..., Any], returned: Any) -> Callable[[Emitter], Emitter]:
+    """Have compiled callers of a plain function emit what the decorated one does instead."""
+
+    @type_callable(plain)
+    def typed(_context: Any) -> Callable[..., Any]:
+        def of(*args: Any) -> Any:
+            # Arguments that aren't arrays are words, whatever they were.
+            words = (each if isinstance(each, types.Array) else types.int64 for each in args)
+            return signature(returned, *words)
+
+        vars(of)["pysig"] = inspect.signature(plain)
+        return of
+
+    emitted_by: Callable[[Emitter], Emitter] = lower_builtin(plain, types.VarArg(types.Any))
+    return emitted_by
+
+
+def match(words: NDArray[np.int64], at: int, value: int, mask: int) -> int:
     """Return a bit for each of the eight words from `at` on: whether `word & mask == value`."""
     equal = (words[at : at + LANES] & mask) == value
     return int(np.packbits(equal, bitorder="little")[0])
 
 
-def _plain_rotate(words: NDArray[np.int64], at: int, last: int, entry: int) -> None:
+@_instruction(match, types.int64)
+def _match(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    row = _load(builder, _address(context, builder, signature.args[0], args[0], args[1]))
+    kept = builder.and_(row, _splat(builder, args[3]))
+    equal = builder.icmp_signed("==", kept, _splat(builder, args[2]))
+    return builder.zext(builder.bitcast(equal, ir.IntType(LANES)), _WORD)
+
+
+def rotate(words: NDArray[np.int64], at: int, last: int, entry: int) -> None:
     """Move words 0 to last - 1 from `at` on up by one, over word `last`; `entry` becomes word 0.
 
     Nothing happens if `last` is -1; it is at most 7. In place.
@@ -145,24 +115,50 @@ def _plain_rotate(words: NDArray[np.int64], at: int, last: int, entry: int) -> N
         words[at] = entry
 
 
-def _plain_lowest(bits: int) -> int:
+@_instruction(rotate, types.void)
+def _rotate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    address = _address(context, builder, signature.args[0], args[0], args[1])
+    row = _load(builder, address)
+    # Lane 0 of the result is `entry`, lane i is lane i - 1 of the row.
+    order = ir.Constant(_INDEX, [LANES, *range(LANES - 1)])
+    moved = builder.shuffle_vector(row, _splat(builder, args[3]), order)
+    mask = _load(builder, _lanes_to(builder, args[2]))
+    kept = builder.and_(row, builder.not_(mask))
+    builder.store(builder.or_(kept, builder.and_(moved, mask)), address).align = 8
+    return context.get_dummy_value()
+
+
+def lowest(bits: int) -> int:
     """Return the place of the lowest bit set; `bits` is not 0."""
     return (int(bits) & -int(bits)).bit_length() - 1
 
 
-def _plain_at(index: int) -> int:
+@_instruction(lowest, types.int64)
+def _lowest(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return builder.cttz(args[0], ir.IntType(1)(0))
+
+
+def at(index: int) -> int:
     """Promise that an index isn't negative, which spares compiled code the test for it."""
     return index
 
 
-def _plain_prefetch(words: NDArray[np.int64], at: int) -> None:
+@_instruction(at, types.uint64)
+def _at(_context: Any, _builder: Any, _signature: Any, args: Any) -> Any:
+    return args[0]
+
+
+def prefetch(words: NDArray[np.int64], at: int) -> None:
     """Tell the host that the words around `at` will be wanted soon: speed only."""
 
 
-# Compiled callers inline the intrinsics; a choice at import, since Numba links globals.
-_IS_PLAIN = bool(vars(numba.config)["DISABLE_JIT"])
-match: Any = _plain_match if _IS_PLAIN else _match
-rotate: Any = _plain_rotate if _IS_PLAIN else _rotate
-lowest: Any = _plain_lowest if _IS_PLAIN else _lowest
-at: Any = _plain_at if _IS_PLAIN else _at
-prefetch: Any = _plain_prefetch if _IS_PLAIN else _prefetch
+@_instruction(prefetch, types.void)
+def _prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    address = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [address, number(1), number(3), number(1)])
+    return context.get_dummy_value()

@@ -18,7 +18,7 @@ stale one leads to the stream's tables.
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.jit import jit, jit_within
+from numarep.jit import jit
 from numarep.memory.batch import Batch
 from numarep.memory.counts import Event
 from numarep.memory.recency import ALL, matches, push, touch
@@ -48,7 +48,7 @@ def entry_line(table: int, vpn: int, level: int) -> int:
     return table * LINES_PER_PAGE + index // (LINE_BYTES // ENTRY_BYTES)
 
 
-@jit_within
+@jit
 def _deepest_hit(view: View, tlbs: NDArray[np.int64], vpn: int, leaf: int, root: int) -> int:
     """Return the level of the deepest PSC hit, or one above the top; the event is counted."""
     for level in range(max(leaf + 1, PMD), P4D + 1):

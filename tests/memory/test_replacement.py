@@ -8,20 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numarep.memory import recency
+from numarep.jit import jit_entry
+from numarep.memory import recency, replacement
 from numarep.memory.counts import Event
-from numarep.memory.recency import EMPTY, FLAG_BITS, find
-from numarep.memory.replacement import (
-    Policy,
-    counts_hits,
-    drop,
-    enter,
-    push,
-    room,
-    take_back,
-    touch,
-    words_of,
-)
+from numarep.memory.recency import EMPTY, FLAG_BITS
+from numarep.memory.replacement import Policy, counts_hits, words_of
 from numarep.spec import CacheSpec, MachineSpec, SpecError, as_mapping, parse
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
@@ -38,6 +29,15 @@ from tests.memory.cases import (
     small_machine,
 )
 from tests.twin import LruRow, RripRow, TreeRow
+
+find = jit_entry(recency.find)
+drop, enter, push, room, take_back, touch = map(
+    jit_entry,
+    (
+        *(replacement.drop, replacement.enter, replacement.push),
+        *(replacement.room, replacement.take_back, replacement.touch),
+    ),
+)
 
 STEPS = st.lists(st.tuples(st.sampled_from("aaaad"), st.integers(0, 40)), max_size=120)
 TWINS = {Policy.LRU: LruRow, Policy.TREE_PLRU: TreeRow, Policy.SRRIP: RripRow}

@@ -4,24 +4,25 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numarep.jit import jit
-from numarep.memory import vector
-from numarep.memory.recency import EMPTY, FLAG_BITS, MOST_WAYS, drop, find, pitch_of, push, touch
+from numarep.jit import jit_entry
+from numarep.memory import recency, vector
+from numarep.memory.recency import EMPTY, FLAG_BITS, MOST_WAYS, pitch_of
 
 WORDS = st.lists(st.integers(-3, 3), min_size=16, max_size=16)
+drop, find, push, touch = map(jit_entry, (recency.drop, recency.find, recency.push, recency.touch))
 
 
-@jit
+@jit_entry
 def run_match(words, at, value, mask):
     return vector.match(words, at, value, mask)
 
 
-@jit
+@jit_entry
 def run_rotate(words, at, last, entry):
     vector.rotate(words, at, last, entry)
 
 
-@jit
+@jit_entry
 def run_lowest(bits):
     return vector.lowest(bits)
 
@@ -32,7 +33,7 @@ def test_match(words, at, value, mask):
     words = np.array(words)
     expected = sum(1 << lane for lane in range(8) if int(words[at + lane]) & mask == value)
     assert run_match(words, at, value, mask) == expected
-    assert vector._plain_match(words, at, value, mask) == expected
+    assert vector.match(words, at, value, mask) == expected
 
 
 @settings(deadline=None)
@@ -40,7 +41,7 @@ def test_match(words, at, value, mask):
 def test_rotate(words, at, last, entry):
     moved, plain = np.array(words), np.array(words)
     run_rotate(moved, at, last, entry)
-    vector._plain_rotate(plain, at, last, entry)
+    vector.rotate(plain, at, last, entry)
     if last >= 0:
         words[at : at + last + 1] = [entry, *words[at : at + last]]
     assert moved.tolist() == plain.tolist() == words
@@ -50,7 +51,7 @@ def test_rotate(words, at, last, entry):
 @given(st.integers(1, 2**32 - 1))
 def test_lowest(bits):
     expected = f"{bits:b}"[::-1].index("1")
-    assert run_lowest(bits) == vector._plain_lowest(bits) == expected
+    assert run_lowest(bits) == vector.lowest(bits) == expected
 
 
 @settings(deadline=None)

@@ -126,7 +126,8 @@ def chase(
 
 def toy_machine() -> MachineSpec:
     """Return a one-node machine of a few lines, for examples and quick tests."""
-    cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
+    cache = {"size_bytes": 4096, "ways": 4, "replacement": "lru"}
+    tlb = {"entries": 4, "ways": 4}
     sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
     cycles = {"l1_cycles": 4.0, "l2_cycles": 12.0, "stlb_cycles": 8.0}
     latency = cycles | {"llc_ns": 20.0, "peer_ns": 40.0}
@@ -135,7 +136,8 @@ def toy_machine() -> MachineSpec:
         MachineSpec,
         {
             "name": "toy",
-            **dict.fromkeys(("l1i", "l1d", "l2", "llc"), cache),
+            **dict.fromkeys(("l1i", "l1d", "l2"), cache),
+            "llc": {**cache, "shared_by": "node", "policy": "inclusive"},
             "tlbs": dict.fromkeys(sizes, tlb),
             "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
             "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},

@@ -24,18 +24,26 @@ from analysis.agreement import FILE, SCHEMA
 from numarep.memory.counts import Access, Service
 from numarep.memory.kinds import Kind
 from numarep.simulate import MODEL_VERSION
-from numarep.spec import CacheSpec, LlcSpec, MachineSpec
+from numarep.spec import MachineSpec
 from numarep.streams import count_stream, toy_machine
 from numarep.units import LINE_BYTES, LINES_PER_PAGE
 from tests.benchmarks.core import machine_preset
-from tests.memory.cases import events_by_name, random_case, run_core, run_twin, served_by_name
+from tests.memory.cases import (
+    cache,
+    events_by_name,
+    llc,
+    random_case,
+    run_core,
+    run_twin,
+    served_by_name,
+)
 from tests.memory.real import bundled, on_slices
 
 RANDOM = 8
 REFERENCES = 1_000_000
 # The walk of the only page reads its tables through L1D and L2, first of all.
 WALK_READS = 4
-ROOMY = LlcSpec(size_bytes=1 << 26, ways=16)
+ROOMY = llc(1 << 16, 16)
 TRACES = (
     ("pti-on_node1_seed1", "fork_1024"),
     ("pti-off_node0_seed1", "kill"),
@@ -80,8 +88,8 @@ def random_loads(seed: int) -> tuple[MachineSpec, NDArray[np.int64]]:
     wide = 4 * sets
     machine = dataclasses.replace(
         toy_machine(),
-        l1d=CacheSpec(size_bytes=sets * ways * LINE_BYTES, ways=ways),
-        l2=CacheSpec(size_bytes=wide * ways * LINE_BYTES, ways=ways),
+        l1d=cache(sets, ways),
+        l2=cache(wide, ways),
         llc=ROOMY,
     )
     return machine, rng.zipf(1.2, 20_000) % (8 * wide * ways) * LINE_BYTES

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from numarep.memory.counts import Access, Service
 from numarep.memory.kinds import Kind
-from numarep.spec import CacheSpec, LlcSpec
+from numarep.spec import CacheSpec
 from numarep.streams import count_stream, toy_machine
 from numarep.units import LINE_BYTES
+from tests.memory.cases import cache, llc
 
 PROGRAM = "/bin/true"
 # Lackey's letters. A modify is a load and a store; the store hits and cachegrind leaves it out.
@@ -70,8 +71,8 @@ def packed(address: NDArray[np.int64]) -> NDArray[np.int64]:
 @pytest.mark.parametrize(
     ("l1i", "l1d"),
     [
-        (CacheSpec(size_bytes=1024, ways=2), CacheSpec(size_bytes=2048, ways=4)),
-        (CacheSpec(size_bytes=32768, ways=8), CacheSpec(size_bytes=32768, ways=8)),
+        (cache(8, 2), cache(8, 4)),
+        (cache(64, 8), cache(64, 8)),
     ],
 )
 def test_l1_misses_are_cachegrinds(
@@ -90,10 +91,8 @@ def test_l1_misses_are_cachegrinds(
     )
     summary = [int(word) for word in report.read_text().splitlines()[-1].split()[1:]]
     _, fetch_misses, _, _, load_misses, _, _, store_misses, _ = summary
-    whole = LlcSpec(size_bytes=1 << 26, ways=16)
-    machine = dataclasses.replace(
-        toy_machine(), l1i=l1i, l1d=l1d, l2=CacheSpec(size_bytes=1 << 25, ways=16), llc=whole
-    )
+    roomy = {"l2": cache(1 << 15, 16), "llc": llc(1 << 16, 16)}
+    machine = dataclasses.replace(toy_machine(), l1i=l1i, l1d=l1d, **roomy)
     kind, address, straddler = references
     counts = count_stream(machine, kind, address, page="1G", function=straddler).functions
     missed = counts[:, : Access.STORE + 1, Service.L2 :].sum(axis=(2, 3, 4))

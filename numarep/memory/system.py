@@ -10,12 +10,13 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 
 >>> from numarep.memory.counts import Event, new_counts
 >>> from numarep.spec import parse
->>> cache, tlb = {"size_bytes": 4096, "ways": 4}, {"entries": 4, "ways": 4}
+>>> cache = {"size_bytes": 4096, "ways": 4, "replacement": "lru"}
+>>> llc, tlb = {**cache, "shared_by": "node", "policy": "inclusive"}, {"entries": 4, "ways": 4}
 >>> sizes = ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g", "stlb")
 >>> cycles = {"l1_cycles": 4, "l2_cycles": 12, "stlb_cycles": 8, "llc_ns": 20, "peer_ns": 40}
 >>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100, "ipi_cycles": 5000}
 >>> machine = parse(MachineSpec, {
-...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2", "llc"), cache),
+...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2"), cache), "llc": llc,
 ...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
 ...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
 ...     "latency": {**cycles, **writes, "remote_llc_ns": [[20]], "dram_ns": [[100]]},

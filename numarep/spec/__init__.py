@@ -4,7 +4,7 @@ Shapes and checks live here, values live in conf/. `parse` turns a mapping (from
 JSON) into one of these dataclasses and refuses anything else with a `SpecError` that names the
 offending path, what was expected and, for a misspelt name, the nearest valid one.
 
->>> parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i").sets
+>>> parse(CacheSpec, {"size_bytes": 32768, "ways": 8, "replacement": "lru"}, "l1i").sets
 64
 >>> parse(TlbSpec, {"entries": 1024, "wys": 8}, "stlb")
 Traceback (most recent call last):

@@ -27,7 +27,7 @@ class CacheSpec(Spec):
 
     size_bytes: int
     ways: int
-    replacement: Literal["lru", "tree_plru", "srrip"] = "lru"
+    replacement: Literal["lru", "tree_plru", "srrip"]
 
     def __post_init__(self) -> None:
         """Refuse a geometry that can't exist."""
@@ -58,8 +58,8 @@ class LlcSpec(CacheSpec):
     is how much cache the filter can cover.
     """
 
-    shared_by: Literal["node", "socket"] = "node"
-    policy: Literal["inclusive", "victim"] = "inclusive"
+    shared_by: Literal["node", "socket"]
+    policy: Literal["inclusive", "victim"]
     snoop_filter: CacheSpec | None = None  # of a victim LLC only
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """From plain mappings to descriptions and back.
 
 >>> from numarep.spec.machine import CacheSpec
->>> as_mapping(parse(CacheSpec, {"size_bytes": 32768, "ways": 8}, "l1i"))
+>>> as_mapping(parse(CacheSpec, {"size_bytes": 32768, "ways": 8, "replacement": "lru"}, "l1i"))
 {'size_bytes': 32768, 'ways': 8, 'replacement': 'lru'}
 """
 

@@ -44,11 +44,13 @@ VPNS = [
 
 
 def cache(sets: int, ways: int, **more) -> CacheSpec:
-    return CacheSpec(size_bytes=sets * ways * 64, ways=ways, **more)
+    return CacheSpec(**{"size_bytes": sets * ways * 64, "ways": ways, "replacement": "lru"} | more)
 
 
 def llc(sets: int, ways: int, **more) -> LlcSpec:
-    return LlcSpec(size_bytes=sets * ways * 64, ways=ways, **more)
+    size = {"size_bytes": sets * ways * 64, "ways": ways}
+    plain = {"replacement": "lru", "shared_by": "node", "policy": "inclusive"}
+    return LlcSpec(**size | plain | more)
 
 
 POLICIES = ("lru", "tree_plru", "srrip")

@@ -9,7 +9,8 @@ import pytest
 from numarep.spec import MachineSpec, SpecError, as_mapping, parse
 from tests.benchmarks.core import machine_preset
 
-FILTER = {"size_bytes": 1 << 20, "ways": 16}
+FILTER = {"size_bytes": 1 << 20, "ways": 16, "replacement": "lru"}
+VICTIM = {**FILTER, "shared_by": "node", "policy": "victim"}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -35,12 +36,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("llc.size_bytes", 64 * 20, "machine.llc.size_bytes: an inclusive LLC can't be smaller"),
         (
             "llc",
-            {**FILTER, "policy": "victim", "snoop_filter": {"size_bytes": 1 << 17, "ways": 8}},
+            {**VICTIM, "snoop_filter": {**FILTER, "size_bytes": 1 << 17, "ways": 8}},
             "machine.llc.snoop_filter.size_bytes: a snoop filter can't cover less than one L2",
         ),
         (
             "llc",
-            {**FILTER, "policy": "victim", "snoop_filter": {"size_bytes": 1000, "ways": 8}},
+            {**VICTIM, "snoop_filter": {**FILTER, "size_bytes": 1000, "ways": 8}},
             "machine.llc.snoop_filter.size_bytes: 1000 is not a whole number of sets",
         ),
         ("latency.peer_ns", 20.0, "machine.latency.peer_ns: another core's cache (20.0 ns)"),
@@ -53,7 +54,7 @@ def test_impossible_machines_are_refused(path, value, message):
 
 
 def test_victim_llc_may_be_smaller_than_l2():
-    llc = {"size_bytes": 1 << 17, "ways": 8, "policy": "victim", "snoop_filter": FILTER}
+    llc = {**VICTIM, "size_bytes": 1 << 17, "ways": 8, "snoop_filter": FILTER}
     machine = parse(MachineSpec, changed("llc", llc))
     assert [cache.sets for cache in machine.caches] == [64, 64, 512, 256, 1024]
 

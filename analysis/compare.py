@@ -26,6 +26,7 @@ from analysis.trust import provenance
 from numarep.results import ResultsError
 
 _CELL = ("workload", "cache_state")
+_SAME = 0.05  # points of a gain
 
 
 def gains_changed(one: pl.LazyFrame, other: pl.LazyFrame) -> pl.DataFrame:
@@ -90,6 +91,41 @@ def time_changed(one: Evidence, other: Evidence) -> pl.DataFrame:
         .rename({"ns_per_instruction": "one", "ns_per_instruction_other": "other"})
         .with_columns(difference=pl.col("other") - pl.col("one"))
         .sort(pl.col("difference").abs(), *kinds, descending=[True, *[False] * 4])
+    )
+
+
+def gain_changed(one: Evidence, other: Evidence) -> pl.DataFrame:
+    """Return what every server's time adds to the difference of a gain, largest first.
+
+    Returns
+    -------
+    DataFrame
+        `workload`, `cache_state`, `server`; `one` and `other`, the part of the gain A that is time
+        saved there, in points, which add up to A of the summed times; `difference`.
+    """
+    kinds = (*_CELL, "server")
+    tables = [
+        stalls(evidence.cases, evidence.counts)
+        .group_by(kinds)
+        .agg(-pl.sum("change").alias("points"))
+        for evidence in (one, other)
+    ]
+    cells = tables[0].join(tables[1], on=_CELL, how="semi")
+    both = cells.join(
+        tables[1].join(tables[0], on=_CELL, how="semi"),
+        on=kinds,
+        how="full",
+        coalesce=True,
+        suffix="_other",
+    )
+    return (
+        both.select(
+            *kinds,
+            one=pl.col("points").fill_null(0.0),
+            other=pl.col("points_other").fill_null(0.0),
+        )
+        .with_columns(difference=pl.col("other") - pl.col("one"))
+        .sort(pl.col("difference").abs(), *kinds, descending=[True, False, False, False])
     )
 
 
@@ -160,10 +196,11 @@ def build_comparison(one: Sources, other: Sources, names: tuple[str, str]) -> Re
         )
     changed = settings_changed(one, other)
     moved = time_changed(one.evidence, other.evidence)
+    parts = gain_changed(one.evidence, other.evidence)
     return Report(
         f"{names[1]} against {names[0]}",
         f"one: {names[0]}; other: {names[1]}. Cells that both have: {gains.height}.",
-        [_gains_section(gains), _causes_section(changed), _time_section(moved)],
+        [_gains_section(gains), _causes_section(changed), _time_section(gains, parts, moved)],
         [*one.notes, *other.notes],
         f"python -m analysis.compare {names[0]} {names[1]}",
     )
@@ -171,7 +208,7 @@ def build_comparison(one: Sources, other: Sources, names: tuple[str, str]) -> Re
 
 def _gains_section(gains: pl.DataFrame) -> Section:
     most = gains.sort(pl.col("difference").abs(), descending=True).row(0, named=True)
-    same = gains.filter(pl.col("difference").abs() < 0.05).height
+    same = gains.filter(pl.col("difference").abs() < _SAME).height
     answer = (
         f"Of {gains.height} gains, {same} are the same within 0.05 points; the largest difference "
         f"is {percent(most['a_one'])} against {percent(most['a_other'])} ({most['workload']}, "
@@ -203,7 +240,7 @@ def _causes_section(changed: pl.DataFrame) -> Section:
     if changed.is_empty():
         answer = "Nothing but the results can differ: settings and versions are the same."
         return Section(2, "causes", "What differs beside results", answer=answer)
-    names = changed["what"].to_list()
+    names = _grouped(changed)
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     answer = f"What differs, and so can be the cause: {listed(names[:6])}{more}."
     columns = {
@@ -220,12 +257,25 @@ def _causes_section(changed: pl.DataFrame) -> Section:
     )
 
 
-def _time_section(moved: pl.DataFrame) -> Section:
-    title = "Where the time differs"
+def _grouped(changed: pl.DataFrame) -> list[str]:
+    """Name what differs, all of a machine (or another part that has a name) as one."""
+    rows = {row["what"]: row for row in changed.iter_rows(named=True)}
+    named = {what.removesuffix(".name") for what in rows if what.endswith(".name")}
+    told = []
+    for part in sorted(named):
+        row = rows[f"{part}.name"]
+        settings = sum(what.startswith(f"{part}.") for what in rows) - 1
+        count = f" and {settings} setting{'s' * (settings > 1)}" if settings else ""
+        told.append(f"the {part} ({row['one']} against {row['other']}{count})")
+    return told + [what for what in rows if what.split(".")[0] not in named]
+
+
+def _time_section(gains: pl.DataFrame, parts: pl.DataFrame, moved: pl.DataFrame) -> Section:
+    title = "Where the gain and the time differ"
     if moved.is_empty():
         return Section(3, "time", title, missing="no counts in one of the folders")
     first = moved.row(0, named=True)
-    answer = (
+    answer = _parts_answer(gains, parts) + (
         f"The largest difference is {first['server']} of the {first['side']} of "
         f"{first['workload']} ({first['cache_state']}): {first['one']:.3f} against "
         f"{first['other']:.3f} ns per instruction."
@@ -242,8 +292,32 @@ def _time_section(moved: pl.DataFrame) -> Section:
         "difference": Column("difference", 4),
     }
     caption = "Time by who served, largest difference first"
+    shown = {
+        **{name: columns[name] for name in ("workload", "cache_state", "server")},
+        "one": Column("one, points", 2),
+        "other": Column("other, points", 2),
+        "difference": Column("difference", 2),
+    }
+    part_caption = "The gain A by whose time it saves, largest difference first"
     assert set(moved["side"]) <= set(SIDES)
-    return Section(3, "time", title, answer, tables=(Table("time", caption, moved, columns),))
+    tables = (
+        Table("gain_parts", part_caption, parts, shown),
+        Table("time", caption, moved, columns),
+    )
+    return Section(3, "time", title, answer, tables=tables)
+
+
+def _parts_answer(gains: pl.DataFrame, parts: pl.DataFrame) -> str:
+    """Say whose time makes the largest difference of a gain."""
+    most = gains.sort(pl.col("difference").abs(), descending=True).row(0, named=True)
+    if abs(most["difference"]) < _SAME:
+        return ""
+    cell = {name: most[name] for name in _CELL}
+    rows = parts.filter(pl.col("difference").abs() >= _SAME, **cell).head(3)
+    each = [f"{row['difference']:+.1f} {row['server']}" for row in rows.iter_rows(named=True)]
+    text = listed(each).replace("-", "\N{MINUS SIGN}")
+    difference = f"{most['difference']:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"Of the {difference} points on {cell['workload']} ({cell['cache_state']}): {text}. "
 
 
 _LABELS = 124

@@ -60,20 +60,25 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     notes: list[str] = []
     manifests = {str(path): _manifest(path, notes) for path in paths}
     kept = _one_model(paths, manifests, notes)
-    runs = [scan for path in kept if (scan := _runs(path, notes)) is not None]
-    if not runs:
+    found = {path: scan for path in kept if (scan := _runs(path, notes)) is not None}
+    if not found:
         raise ResultsError("; ".join(notes))
-    details = {name: [_details(path, name, notes) for path in kept] for name in DETAILS}
+    runs = list(found.values())
+    details = {name: [_details(path, name, notes) for path in found] for name in DETAILS}
     together = _once(runs, ["run_id"])
     table = cases(together)
     notes += _failures(table)
-    once = {name: _once(found, TABLES[name].names[: KEYS[name]]) for name, found in details.items()}
+    once = {name: _once(each, TABLES[name].names[: KEYS[name]]) for name, each in details.items()}
     events = together.select("run_id", *EVENTS)
-    evidence = Evidence(table, events, **once, manifests=manifests, agreement=agreement.of(kept))
+    read = {str(path): manifests[str(path)] for path in found}
+    compared = agreement.of(list(found))
+    evidence = Evidence(table, events, **once, manifests=read, agreement=compared)
     return Sources(evidence, together, notes)
 
 
 def _manifest(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_dir():
+        return {}  # which is what will be said of it
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):

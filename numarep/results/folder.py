@@ -244,7 +244,7 @@ def _require_version(path: Path, names: Iterable[str] = TABLES) -> None:
 def _require_equal(version: object, path: Path) -> None:
     if version != SCHEMA_VERSION:
         raise ResultsError(
-            f"out: {path}: results of schema version {version}, expected {SCHEMA_VERSION}; "
+            f"{path}: results of schema version {version}, expected {SCHEMA_VERSION}; "
             "choose another folder"
         )
 

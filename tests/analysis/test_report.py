@@ -110,6 +110,11 @@ def test_another_schema_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "schema version 99" in capsys.readouterr().err
 
 
+def test_no_folder_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'}: no results folder\n"
+
+
 def test_mixed_schema_versions_leave_out_the_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +189,34 @@ def test_comparison_names_the_cause(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "base of the baseline" in text or "base of the series" in text
     causes = pl.read_csv(other / "compare" / "tables" / "causes.csv")
     assert causes.row(0) == ("machine.core.base_ipc", 1.0, 2.0)
+
+
+def test_the_parts_of_a_gain_make_its_difference(tmp_path: Path) -> None:
+    grid = {"workload": ["kill", "fork_1"], "cache_state": ["hot", "cold"]}
+    both = {"replication": ["none", "series"]}
+    near = open_sources([made.write(tmp_path / "near", made.grid(**grid, **both))])
+    far = made.grid(**grid, **both, dram=[[[100.0, 200.0], [200.0, 100.0]]], base_ipc=[2.0])
+    other = open_sources([made.write(tmp_path / "far", far)])
+    gains = compare.gains_changed(near.evidence.cases, other.evidence.cases)
+    parts = compare.gain_changed(near.evidence, other.evidence)
+    sums = parts.group_by("workload", "cache_state").agg(pl.sum("one", "other", "difference"))
+    joined = gains.join(sums, on=["workload", "cache_state"], suffix="_sum")
+    assert joined.height == 4
+    for whole, part in (("a_one", "one"), ("a_other", "other"), ("difference", "difference_sum")):
+        assert joined[whole].to_list() == pytest.approx(joined[part].to_list())
+    text = compare.build_comparison(near, other, ("near", "far")).sections[2].answer
+    assert text.startswith("Of the +")
+
+
+def test_what_differs_is_told_by_the_machines_name(tmp_path: Path) -> None:
+    both = list(made.grid(workload=["kill"], replication=["none", "series"]))
+    mine = [point | {"machine": "mine", "base_ipc": 2.0} for point in both]
+    one, other = (
+        open_sources([made.write(tmp_path / name, points)])
+        for name, points in (("one", both), ("other", mine))
+    )
+    cause = compare.build_comparison(one, other, ("one", "other")).sections[1].answer
+    assert "the machine (e5_2690_v3 against mine and 1 setting)" in cause
 
 
 def test_comparison_of_a_folder_with_itself(

@@ -3,7 +3,8 @@
 `load` opens a folder, `cases` turns its runs into one table, and each question is a module with a
 function that returns a frame:
 
-- `published.gains`, `published.requirements`: the published table beside the model's;
+- `published.gains`, `requirements.requirements`: the published table beside the model's, and what
+  would have to be true where they disagree;
 - `stalls.stalls`: where the time goes; `events.events`: what else is counted;
 - `functions.functions`: which kernel functions gain;
 - `ablation.ablation`, `ablation.alignment`, `ablation.switches`: what each part gains;

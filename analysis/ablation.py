@@ -11,7 +11,7 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import BASELINE, remote_pairs, undisturbed
-from analysis.published import POLICY, reference
+from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, light

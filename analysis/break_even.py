@@ -16,7 +16,7 @@ import polars as pl
 from analysis.cases import study_over
 from analysis.pairs import remote_pairs
 from analysis.presets import presets
-from analysis.published import reference
+from analysis.reference import reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed
 from analysis.seed_table import with_published
 from analysis.style import MARGIN, Glyph, Width, gain_key, gain_scale, key, light

@@ -16,7 +16,7 @@ import polars as pl
 
 from analysis.command import publish
 from analysis.page import Report
-from analysis.published import MAIN_STUDY, reference
+from analysis.reference import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.sources import Sources, open_sources

@@ -19,7 +19,7 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import remote_pairs
-from analysis.published import POLICY, reference
+from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, Glyph, Width, key, light
 

@@ -9,7 +9,7 @@ that stores drop in other cores, entries that fall out of a snoop filter.
 
 import polars as pl
 
-from analysis.published import reference
+from analysis.reference import reference
 from analysis.section import Column, Table
 from analysis.seed_table import with_published
 from numarep.results import EVENTS

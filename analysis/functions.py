@@ -14,7 +14,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis.published import reference
+from analysis.reference import reference
 from analysis.section import Attached, Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.stalls import SIDES, server, sides_of
 from analysis.style import MARGIN, SERVERS, Glyph, Width, key, light, server_scale

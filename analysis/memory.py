@@ -15,9 +15,9 @@ import polars as pl
 
 from analysis.cases import study_over
 from analysis.pairs import undisturbed
-from analysis.published import POLICY, reference
+from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
-from analysis.style import MARGIN, Glyph, Width, key, light
+from analysis.style import MARGIN, Glyph, Width, in_rows, key, light
 from numarep.units import ENTRY_BYTES
 
 COMMANDS = (
@@ -277,15 +277,11 @@ def _draw(against: pl.DataFrame, width: Width) -> Any:
         _panel(shown, name, title, plot, named=not number % columns)
         for number, (name, title) in enumerate(_PANELS.items())
     ]
-    grid = [
-        alt.hconcat(*panels[start : start + columns], spacing=16)
-        for start in range(0, len(panels), columns)
-    ]
     glyphs = [
         Glyph("best of its size", "circle", "series"),
         Glyph("another does as well with less", "circle", "series", hollow=True),
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), *grid)
+    return alt.vconcat(key(glyphs, width, _LABELS), *in_rows(panels, columns, 16))
 
 
 def _tip() -> pl.Expr:

@@ -3,9 +3,10 @@
 With more nodes a CPU is more often far from the kernel, and every process pays for more tables. The
 machines are presets, which differ in clock, LLC and distances beside their number of nodes.
 
->>> pl.DataFrame({"cpu_node": [1, 1, 1], "master_node": 0, "node": [0, 1, 5]}).select(
-...     _whose())["whose"].to_list()
-["the kernel's", "the CPU's", 'another']
+>>> table = pl.DataFrame({"workload": "kill", "cache_state": "cold", "replication": "series",
+...                       "nodes": [2, 8], "a": [25.0, 20.0]})
+>>> _beside(table)[0].row(0)
+('kill', 'cold', 'series', 25.0, 20.0)
 """
 
 from typing import Any
@@ -13,19 +14,17 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from analysis import links
 from analysis.cases import study_over
 from analysis.pairs import undisturbed
-from analysis.published import POLICY
+from analysis.reference import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table, percent
 from analysis.seed_table import with_published
-from analysis.stalls import server
-from analysis.style import MARGIN, SERVERS, Glyph, Width, key, light
-from numarep.units import LINE_BYTES
+from analysis.style import MARGIN, Glyph, Width, in_rows, key, light
 
 COMMAND = "python -m numarep.sweep study=node_scaling out={out}"
 _CELL = ("workload", "cache_state")
 _PLACE = ("machine", "nodes", *_CELL, "replication")
-BASELINE = "baseline"
 
 
 def nodes(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -55,48 +54,8 @@ def nodes(cases: pl.LazyFrame) -> pl.DataFrame:
 
 
 def traffic(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
-    """Return what one CPU fetches from every node's LLC and DRAM, without and with replicas.
-
-    Returns
-    -------
-    DataFrame
-        `replication`, `baseline` among them; `server`; `whose` node it is: the kernel's, the
-        CPU's, or another; `bytes_per_instruction`; `gb_per_s`, what this CPU alone asks of it;
-        `share` of all lines that come from beyond L2, in %. Lines fetched, page walks among them;
-        lines written back are not.
-    """
-    chosen = _chosen(cases)
-    if chosen.is_empty():
-        return pl.DataFrame()
-    runs = _runs(chosen.filter(pl.col("replication.costs") == "charged"))
-    lines = pl.col("leading") + pl.col("overlapped")
-    # Prefetched and missed lines alike are counted where they come from.
-    fetched = (
-        counts.filter(~pl.col("served_by").is_in(["l1", "l2"]))
-        .join(runs.lazy(), on="run_id")
-        .group_by(*_PLACE, server(), _whose())
-        .agg((lines.sum() * LINE_BYTES).alias("bytes"))
-        .collect()
-    )
-    whole = runs.group_by(_PLACE).agg(pl.sum("instructions", "time_ns"))
-    size = pl.col("bytes")
-    table = fetched.join(whole, on=_PLACE).with_columns(
-        bytes_per_instruction=size / pl.col("instructions"),
-        gb_per_s=size / pl.col("time_ns"),
-        share=size / size.sum().over(_PLACE) * 100,
-        rank=pl.col("server").cast(pl.Enum(list(SERVERS))).to_physical(),
-        later=pl.col("replication") != BASELINE,
-    )
-    shown = (*_PLACE, "server", "whose", "bytes_per_instruction", "gb_per_s", "share")
-    order = ("nodes", "machine")
-    cells = with_published(table.select(*_PLACE).unique(), *order).select(_PLACE)
-    cells = cells.with_row_index("cell")
-    return (
-        table.join(cells, on=_PLACE)
-        .with_columns(first=pl.col("cell").min().over("machine", *_CELL))
-        .sort("first", "later", "replication", "rank", "whose")
-        .select(shown)
-    )
+    """Return what one CPU fetches from every node (`links.traffic`), of machines as in `nodes`."""
+    return links.traffic(_chosen(cases), counts)
 
 
 def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -116,31 +75,6 @@ def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
     return found.join(waived, on=_CELL, how="semi") if waived.height else found
 
 
-def _runs(chosen: pl.DataFrame) -> pl.DataFrame:
-    """Return every run of the chosen pairs once, those without replicas as the baseline."""
-    same = ("machine", "nodes", *_CELL, "cpu_node", "master_node")
-    new = chosen.select("run_id", *same, "replication", "instructions", "time_ns")
-    old = chosen.select(
-        pl.col("old_run_id").alias("run_id"),
-        *same,
-        replication=pl.lit(BASELINE),
-        instructions="old_instructions",
-        time_ns="old_time_ns",
-    )
-    return pl.concat([new, old]).unique("run_id", maintain_order=True)
-
-
-def _whose() -> pl.Expr:
-    return (
-        pl.when(pl.col("node") == pl.col("cpu_node"))
-        .then(pl.lit("the CPU's"))
-        .when(pl.col("node") == pl.col("master_node"))
-        .then(pl.lit("the kernel's"))
-        .otherwise(pl.lit("another"))
-        .alias("whose")
-    )
-
-
 def section(evidence: Evidence) -> Section:
     """Answer question 6."""
     title = "From 2 to 8 nodes"
@@ -155,10 +89,8 @@ def section(evidence: Evidence) -> Section:
         Table("gain_by_nodes", _BESIDE_CAPTION, beside, columns, tuple(columns)),
         Table("nodes", _TABLE_CAPTION, table, _COLUMNS),
     ]
-    far = _far(moved) if moved.height else moved
-    if far.height:
-        figures.append(Figure("traffic", _FAR_CAPTION, lambda width: _draw_far(far, width)))
-        tables.append(Table("traffic", _TRAFFIC_CAPTION, moved, _TRAFFIC_COLUMNS))
+    figures += links.shown(moved)[0]
+    tables += links.shown(moved)[1]
     return Section(
         6,
         "nodes",
@@ -195,22 +127,6 @@ _COLUMNS = {
     "machine": Column("machine"),
 }
 _TABLE_CAPTION = "Gain, what of it keeping copies takes off, and static memory of all nodes"
-_TRAFFIC_COLUMNS = {
-    "workload": Column("workload"),
-    "cache_state": Column("caches"),
-    "nodes": Column("nodes", 0),
-    "replication": Column("replication"),
-    "server": Column("served by"),
-    "whose": Column("whose node"),
-    "bytes_per_instruction": Column("bytes/instr.", 4),
-    "gb_per_s": Column("GB/s a CPU", 3),
-    "share": Column("share, %", 1),
-}
-_TRAFFIC_CAPTION = "What one CPU fetches from every node's LLC and DRAM"
-_FAR_CAPTION = (
-    "What one CPU asks of other nodes, over the links, with cold caches. Replicas take most of it "
-    "off the kernel's node; a fork then writes a page-table root on every node instead."
-)
 _HOW = (
     "Gains as in question 1, the CPU on node 1. cost: the gain with costs waived less the gain "
     "with costs charged. Traffic: every line that comes from beyond L2, 64 bytes each, page walks "
@@ -237,7 +153,7 @@ def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:
         f"({best['cache_state']}) goes from {percent(best['first'])} to {percent(best['last'])}"
     )
     if worst["last"] >= worst["first"]:
-        return f"{text}.{_link_answer(moved)}"
+        return f"{text}.{links.answer(moved)}"
     text += (
         f"; every node costs a fork more, so {worst['workload']} ({worst['cache_state']}) goes "
         f"from {percent(worst['first'])} to {percent(worst['last'])}"
@@ -248,27 +164,7 @@ def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:
     if lazy.height:
         last = lazy.sort("nodes")["a"][-1]
         text += f", with page-table roots made only where a process runs {percent(last)}"
-    return f"{text}.{_link_answer(moved)}"
-
-
-def _link_answer(moved: pl.DataFrame) -> str:
-    if moved.is_empty():
-        return ""
-    both = moved.filter(replication=POLICY).select(*_PLACE).unique()
-    home = moved.filter(whose="the kernel's", replication=BASELINE).join(
-        both, on=[name for name in _PLACE if name != "replication"], how="semi"
-    )
-    if home.is_empty():
-        return ""
-    most = home.group_by(*_PLACE).agg(pl.sum("gb_per_s")).sort("gb_per_s", *_PLACE)
-    cell = most.row(-1, named=True)
-    same = {name: cell[name] for name in ("machine", *_CELL)}
-    after = moved.filter(replication=POLICY, whose="the kernel's", **same)["gb_per_s"].sum()
-    return (
-        f" A CPU of another node asks up to {cell['gb_per_s']:.2f} GB/s of the kernel's node "
-        f"({cell['workload']}, {cell['cache_state']}, {cell['nodes']} nodes), with replicas "
-        f"{after:.2f}."
-    )
+    return f"{text}.{links.answer(moved)}"
 
 
 def _caption(table: pl.DataFrame) -> str:
@@ -305,16 +201,13 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         )
         for number, (workload, state) in enumerate(cells)
     ]
-    grid = [
-        alt.hconcat(*panels[start : start + columns], spacing=14)
-        for start in range(0, len(panels), columns)
-    ]
     glyphs = [
         Glyph(policy, "circle", "series", hollow=policy != POLICY)
         for policy in policies
         if policy in rows["replication"]
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), *grid, spacing=12)
+    rows_of_panels = in_rows(panels, columns, 14)
+    return alt.vconcat(key(glyphs, width, _LABELS), *rows_of_panels, spacing=12)
 
 
 def _panel(
@@ -363,71 +256,3 @@ def _panel(
     layers.append(texts.encode(x=x, y=y, text=alt.Text("a:Q", format=".1f")))
     heading = alt.Title(title, fontSize=12, offset=2)
     return alt.layer(*layers).properties(width=plot, height=120, title=heading)
-
-
-def _far(moved: pl.DataFrame) -> pl.DataFrame:
-    """Keep what crosses a link with cold caches, without replicas and with the series'."""
-    sides = pl.col("replication").is_in([BASELINE, POLICY])
-    rows = moved.filter(sides, pl.col("whose") != "the CPU's", pl.col("cache_state") == "cold")
-    return rows.group_by(*_PLACE, "whose", maintain_order=True).agg(
-        pl.sum("gb_per_s", "bytes_per_instruction")
-    )
-
-
-_FAR_LABELS = 120
-_FAR = SERVERS["remote DRAM"]
-
-
-def _draw_far(far: pl.DataFrame, width: Width) -> Any:
-    wide = width is Width.WIDE
-    columns = 2 if wide else 1
-    names = far["workload"].unique(maintain_order=True).to_list()
-    plot = (width - _FAR_LABELS - MARGIN - 30 * (columns - 1)) // columns
-    top = max(far.group_by(_PLACE).agg(pl.sum("gb_per_s"))["gb_per_s"])
-    panels = [
-        _bars(far.filter(workload=name), plot, top, named=not number % columns)
-        for number, name in enumerate(names)
-    ]
-    grid = [
-        alt.hconcat(*panels[start : start + columns], spacing=30)
-        for start in range(0, len(panels), columns)
-    ]
-    glyphs = [
-        Glyph("the kernel's node", "square", _FAR),
-        Glyph("other nodes", "square", _FAR, hollow=True),
-    ]
-    return alt.vconcat(key(glyphs, width, _FAR_LABELS), *grid)
-
-
-def _bars(rows: pl.DataFrame, plot: int, top: float, *, named: bool) -> Any:
-    label = pl.format("{} nodes, {}", "nodes", "replication").alias("row")
-    tip = pl.format(
-        "{}, {}: {} GB/s, {} bytes per instruction, from {} node",
-        "workload",
-        label,
-        pl.col("gb_per_s").round(3),
-        pl.col("bytes_per_instruction").round(4),
-        "whose",
-    )
-    shown = rows.with_columns(label, tip.alias("tip"))
-    order = shown["row"].unique(maintain_order=True).to_list()
-    y = alt.Y(
-        "row:N",
-        sort=order,
-        title=None,
-        axis=alt.Axis(minExtent=_FAR_LABELS) if named else alt.Axis(labels=False),
-    )
-    scale = alt.Scale(domain=[0, top * 1.2], nice=False)
-    x = alt.X("gb_per_s:Q", title="GB/s a CPU", scale=scale, axis=alt.Axis(tickCount=4))
-    others = pl.col("whose").replace_strict({"the kernel's": 0, "another": 1})
-    fill = alt.condition(alt.datum.others == 1, alt.value(light("paper")), alt.value(light(_FAR)))
-    bars = (
-        alt.Chart(shown.with_columns(others=others))
-        .mark_bar(size=11, stroke=light(_FAR))
-        .encode(y=y, x=x, fill=fill, order="others:O", description="tip:N")
-    )
-    ends = shown.group_by("row", maintain_order=True).agg(pl.sum("gb_per_s"))
-    texts = alt.Chart(ends).mark_text(align="left", dx=4, fontSize=10, aria=False)
-    numbers = texts.encode(y=y, x="gb_per_s:Q", text=alt.Text("gb_per_s:Q", format=".2f"))
-    title = alt.Title(f"{rows['workload'][0]}, cold", fontSize=12)
-    return alt.layer(bars, numbers).properties(width=plot, height=18 * len(order), title=title)

@@ -4,9 +4,7 @@ What of a published gain could be noise follows from re-linked layouts: two buil
 differ by up to slowest / fastest - 1 over all layouts, without any replica. A cell that is no
 larger than that says nothing about replication.
 
-Where model and table disagree, `requirements` says what would have to be true: which ratio rho of
-remote to local DRAM latency, or which share f of the old time becoming local, would give the
-published figure; gain A = f (1 - 1 / rho).
+Where model and table disagree, `analysis.requirements` says what would have to be true.
 """
 
 from typing import Any
@@ -14,28 +12,17 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis.cases import alike, study_over
-from analysis.pairs import remote_pairs, undisturbed
+from analysis import requirements
+from analysis.cases import alike
+from analysis.pairs import remote_pairs
+from analysis.reference import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import BAR, LINE, MARGIN, Glyph, Width, key, light
 
-POLICY = "series"
 _LAYOUT = ("layout", "kernel.layout_seed")
 _CELL = ("workload", "cache_state")
-MAIN_STUDY = "python -m numarep.sweep"
 LAYOUT_STUDY = "python -m numarep.sweep study=layout_noise out={out}"
-
-
-def reference(cases: pl.LazyFrame, policy: str = POLICY) -> pl.DataFrame:
-    """Return the pairs of the largest study of one scenario: the report's main subject.
-
-    All settings are the same in all its rows but workload, cache state, seed and the CPU's node,
-    which is another than the kernel's. Replication is `policy`'s if any is. Windows disturbed by
-    an operation at a rate are not among them.
-    """
-    preferred = undisturbed(cases, pl.col("replication") == policy)
-    return study_over(undisturbed(cases) if preferred.is_empty() else preferred, ())
 
 
 def layout_noise(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -124,75 +111,6 @@ def _verdict() -> pl.Expr:
     )
 
 
-def requirements(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
-    """Return what would have to be true for each published figure.
-
-    Returns
-    -------
-    DataFrame
-        `rho`, of the machine; `f`, the share of the old time that replication made local;
-        `rho_a`, `rho_b`, the ratio at which the model's gain is the published one, by either
-        definition (null: none is); `f_a`, `f_b`, the share needed at the machine's rho (above 1:
-        impossible).
-    """
-    chosen = reference(cases)
-    remote = _remote(chosen, counts)
-    old = remote.select(pl.all().name.prefix("old_"))
-    both = ("stall_ns", "misses", "old_stall_ns", "old_misses")
-    rows = (
-        chosen.join(remote, on="run_id", how="left")
-        .join(old, on="old_run_id", how="left")
-        .with_columns(pl.col(both).fill_null(0.0))
-        .group_by(_CELL)
-        .agg(pl.mean("rho", "local_ns", "time_ns", "old_time_ns", *both))
-    )
-    target_a = pl.col("published") / 100
-    target_b = 1 - 1 / (1 + target_a)
-    becomes_local = (pl.col("old_stall_ns") - pl.col("stall_ns")) / pl.col("old_time_ns")
-    return (
-        with_published(rows)
-        .drop_nulls("published")
-        .select(
-            *(*_CELL, "published", "rho"),
-            f=becomes_local,
-            rho_a=_ratio_for(target_a),
-            rho_b=_ratio_for(target_b),
-            f_a=target_a / (1 - 1 / pl.col("rho")),
-            f_b=target_b / (1 - 1 / pl.col("rho")),
-        )
-    )
-
-
-def _remote(chosen: pl.DataFrame, counts: pl.LazyFrame) -> pl.DataFrame:
-    """Return what each of the chosen runs, old and new, waits for remote DRAM.
-
-    Returns
-    -------
-    DataFrame
-        `run_id`; `stall_ns`; `misses`, how many leading ones: time grows by them with latency.
-    """
-    new = chosen.select("run_id", "cpu_node")
-    old = chosen.select(pl.col("old_run_id").alias("run_id"), "cpu_node")
-    wanted = pl.concat([new, old]).unique()
-    return (
-        counts.filter(pl.col("served_by") == "dram")
-        .join(wanted.lazy(), on="run_id")
-        .filter(pl.col("node") != pl.col("cpu_node"))
-        .group_by("run_id")
-        .agg(pl.sum("stall_ns"), misses=pl.sum("leading").cast(pl.Float64))
-        .collect()
-        .sort("run_id")
-    )
-
-
-def _ratio_for(target: pl.Expr) -> pl.Expr:
-    """Solve (1 - target) old = new for rho; both times are linear in it."""
-    short_ns = pl.col("time_ns") - (1 - target) * pl.col("old_time_ns")
-    each_ns = ((1 - target) * pl.col("old_misses") - pl.col("misses")) * pl.col("local_ns")
-    ratio = pl.col("rho") + short_ns / each_ns
-    return pl.when(each_ns > 0, ratio >= 1).then(ratio)
-
-
 def section(evidence: Evidence) -> Section:
     """Answer question 1."""
     title = "The published table against the prediction"
@@ -205,7 +123,7 @@ def section(evidence: Evidence) -> Section:
             missing="no replicated run with its baseline, on a CPU of another node",
             commands=(MAIN_STUDY,),
         )
-    needs = requirements(evidence.cases, evidence.counts)
+    needs = requirements.requirements(evidence.cases, evidence.counts)
     noisy = table["noise"].is_not_null().any()
     return Section(
         1,
@@ -216,7 +134,7 @@ def section(evidence: Evidence) -> Section:
         figures=(Figure("published", _caption(table), lambda width: _draw(table, width)),),
         tables=(
             Table("published", _GAINS_CAPTION, table, _GAINS, _MAILED),
-            Table("requirements", _REQUIREMENTS_CAPTION, needs, _REQUIREMENTS),
+            requirements.shown(needs),
         ),
         how=_HOW,
         missing="" if noisy else "no re-linked layouts: which gains exceed layout noise is unknown",
@@ -238,22 +156,6 @@ _GAINS = {
 }
 _GAINS_CAPTION = "Gains in %, by both definitions, their bounds and spread, and what was published"
 _MAILED = ("workload", "cache_state", "a", "b", "noise", "published", "verdict")
-_REQUIREMENTS = {
-    "workload": Column("workload"),
-    "cache_state": Column("caches"),
-    "published": Column("published, %", 1),
-    "f": Column("share f, model", 2),
-    "f_a": Column("f needed, A", 2),
-    "f_b": Column("f needed, B", 2),
-    "rho": Column("\N{GREEK SMALL LETTER RHO}, machine", 2),
-    "rho_a": Column("\N{GREEK SMALL LETTER RHO} needed, A", 2),
-    "rho_b": Column("\N{GREEK SMALL LETTER RHO} needed, B", 2),
-}
-_REQUIREMENTS_CAPTION = (
-    "What would have to be true for the published figure: the share f of the old time that becomes "
-    "local (above 1 is impossible), or the remote/local latency ratio \N{GREEK SMALL LETTER RHO} "
-    "(none: no ratio does it, because nothing remote became local)"
-)
 _HOW = (
     "A = (old \N{MINUS SIGN} new) / old and B = old / new \N{MINUS SIGN} 1, means over capture "
     "seeds, for a CPU on another node than the kernel's. The band runs from all misses one after "

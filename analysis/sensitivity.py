@@ -18,7 +18,7 @@ from analysis.assumed import EXEMPT, HIGH, LOW, Parameter
 from analysis.cases import settings_of
 from analysis.design import TRAJECTORIES, design, problem, varied
 from analysis.pairs import remote_pairs
-from analysis.published import POLICY
+from analysis.reference import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table
 from analysis.style import MARGIN, Glyph, Width, key, light
 

@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from analysis import events
-from analysis.published import MAIN_STUDY, reference
+from analysis.reference import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
 from analysis.style import LINE, MARGIN, SERVERS, Glyph, Width, key, light, server_scale

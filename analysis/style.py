@@ -158,6 +158,12 @@ def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
     return (shapes + labels).properties(width=plot, height=19 * rows, view=_NO_FRAME)
 
 
+def in_rows(panels: Sequence[Any], columns: int, spacing: int) -> list[Any]:
+    """Put panels side by side, so many a row."""
+    starts = range(0, len(panels), columns)
+    return [alt.hconcat(*panels[at : at + columns], spacing=spacing) for at in starts]
+
+
 def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
     placed, x, row = [], 14.0, 0
     for glyph in glyphs:

@@ -20,6 +20,7 @@ from analysis import (
     nodes,
     own,
     published,
+    requirements,
     stalls,
     trust,
 )
@@ -33,7 +34,7 @@ DIGITS = 9  # beyond the rounding of sums in another order
 
 TABLES: dict[str, Callable[[Evidence], pl.DataFrame]] = {
     "gains": lambda e: published.gains(e.cases),
-    "requirements": lambda e: published.requirements(e.cases, e.counts),
+    "requirements": lambda e: requirements.requirements(e.cases, e.counts),
     "stalls": lambda e: stalls.stalls(e.cases, e.counts),
     "events": lambda e: events.events(e.cases, e.events),
     "functions": lambda e: functions.functions(e.cases, e.functions),

@@ -26,6 +26,8 @@ from analysis import (
     own,
     pairs,
     published,
+    reference,
+    requirements,
     staircase,
     stalls,
     trust,
@@ -99,7 +101,7 @@ def test_verdicts_need_layout_noise(tmp_path: Path, evidence: Evidence) -> None:
 def test_the_ratio_it_solves_for_gives_the_published_gain(tmp_path: Path) -> None:
     points = list(made.grid(workload=["kill"], replication=["none", "series"]))
     asked = small(tmp_path / "asked", *points)
-    needed = of(published.requirements(asked.cases, asked.counts), workload="kill")
+    needed = of(requirements.requirements(asked.cases, asked.counts), workload="kill")
     for definition, name in (("a", "rho_a"), ("b", "rho_b")):
         far = 100 * needed[name]
         answered = small(
@@ -110,7 +112,7 @@ def test_the_ratio_it_solves_for_gives_the_published_gain(tmp_path: Path) -> Non
 
 
 def test_no_ratio_helps_where_nothing_became_local(evidence: Evidence) -> None:
-    hot = published.requirements(evidence.cases, evidence.counts).filter(cache_state="hot")
+    hot = requirements.requirements(evidence.cases, evidence.counts).filter(cache_state="hot")
     assert hot["f"].to_list() == [0.0] * hot.height
     assert hot["rho_a"].null_count() == hot.height
 
@@ -193,7 +195,7 @@ def test_a_window_cut_short_is_no_run_of_its_workload(tmp_path: Path) -> None:
     both = list(made.grid(workload=["kill"], replication=["none", "series"]))
     short = [point | {"iterations": 1, "seed": 2} for point in both]
     cases = open_sources([made.write(tmp_path / "made", [*both, *short])]).evidence.cases
-    assert published.reference(cases)["seed"].to_list() == [1]
+    assert reference.reference(cases)["seed"].to_list() == [1]
 
 
 def test_what_comes_with_numarep_is_not_the_readers_own(tmp_path: Path) -> None:

@@ -196,7 +196,11 @@ def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bo
 def _published(drawn: pl.DataFrame, top: float) -> list[Any]:
     """Draw the published latencies as labelled lines."""
     values = [(name, drawn[name].drop_nulls().unique().sort()) for name in _PUBLISHED]
-    rows = [{"name": name, "ns": ns, "mib": top} for name, found in values for ns in found]
+    rows = [
+        {"name": name if ns == found[-1] else "near DRAM", "ns": ns, "mib": top}
+        for name, found in values
+        for ns in found
+    ]
     below = 0.0
     for row in sorted(rows, key=lambda row: row["ns"]):
         below = row["at"] = max(row["ns"], below * _APART)

@@ -31,6 +31,7 @@ from numarep.jit import jit, jit_apart, jit_entry
 from numarep.memory.ahead import run_ahead
 from numarep.memory.batch import (
     NODE_BITS,
+    OPS,
     Batch,
     Stream,
     kind_of,
@@ -50,6 +51,8 @@ from numarep.memory.translate import spread, translate
 from numarep.memory.vector import at
 from numarep.memory.view import Ahead, View
 
+# Operations L1 runs ahead of an L2 that often takes lines from it: all that follow are done again.
+RECALLED = 64
 AHEAD = 16  # misses that the host is asked ahead for what settling them takes
 
 
@@ -89,11 +92,11 @@ def _expect_all(view: View, batch: NDArray[np.int64], start: int, stop: int) -> 
 
 
 @jit_apart
-def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
-    """Send a batch's operations through the caches; caches, events, batch modified in place."""
+def _access(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None:
+    """Send operations [start, stop) through the caches; caches, events, batch modified in place."""
     ahead = view.ahead
     ahead[Ahead.LENGTH] = 0
-    missed = run_ahead(view, batch, 0, ops, 0)
+    missed = run_ahead(view, batch, start, stop, 0)
     each, expected = 0, 0
     while each < missed:
         if expected < min(each + AHEAD, missed):
@@ -107,7 +110,7 @@ def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
         if is_hit == 0:
             service, node = access_l2(view, line, is_store, ahead[at(Ahead.ROW + place)])
             if ahead[Ahead.LENGTH] == place:
-                missed, expected = run_ahead(view, batch, number, ops, each), each
+                missed, expected = run_ahead(view, batch, number, stop, each), each
             batch[at(Batch.SERVED_BY + number)] = served_by(service, node)
             mark(batch, run_of(op), 1 if service > Service.L2 and not is_store else 0)
             write_down(view, ahead[at(Ahead.OLD + place)])
@@ -120,7 +123,7 @@ def _access(view: View, batch: NDArray[np.int64], ops: int) -> None:
                 view, line, kind_of(op), batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
             )
             if ahead[Ahead.LENGTH] == place + 1:
-                missed, expected = run_ahead(view, batch, number + 1, ops, each + 1), each + 1
+                missed, expected = run_ahead(view, batch, number + 1, stop, each + 1), each + 1
         each += 1
 
 
@@ -165,6 +168,7 @@ def run_records(
     until `tally` knows better; `pages` is made by `pages_of`: compiled code allocates nothing.
     """
     nodes = len(view.node_place)
+    ahead = RECALLED if view.is_victim else OPS
     left = window_left[view.cpu]
     instructions = 0
     record = start
@@ -175,7 +179,8 @@ def run_records(
             walks = translate(view, tlbs, pages, batch, missed)
             if walks > 0:
                 ops = spread(batch, size, walks)
-        _access(view, batch, ops)
+        for first in range(0, ops, ahead):
+            _access(view, batch, first, min(first + ahead, ops))
         left = tally(
             served, functions, nodes, hits, pages, batch, size, walks, left, reorder_window
         )

@@ -48,16 +48,16 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False
 
 
 class _Part(JITCodeLibrary):
-    """A helper's code: only ever linked into its callers', so never made a program by itself.
+    """A helper's code, only ever linked into its callers': entries are optimised as a whole.
 
-    Left to itself numba optimises and assembles every helper, alone: half of the compile time.
+    Left to itself numba optimises and assembles every helper alone: half of the compile time.
     """
 
     is_apart = False
 
     def add_ir_module(self, ir_module: Any) -> None:
-        # As the option `forceinline`, which callers would hand down, so that helpers of two kinds
-        # of callers would be compiled twice.
+        # Not numba's option `forceinline`: callers hand it down, so that what is called by both
+        # kinds would be compiled twice.
         if not self.is_apart:
             for function in ir_module.functions:
                 if not function.is_declaration:
@@ -65,13 +65,12 @@ class _Part(JITCodeLibrary):
         super().add_ir_module(ir_module)
 
     def _optimize_final_module(self) -> None:
-        if self.is_apart:
-            super()._optimize_final_module()
+        pass
 
     def _finalize_final_module(self) -> None:
         self._finalized = True
 
-    # What numba asks of a program: the address of a wrapper for Python, and to know its globals.
+    # What numba asks of a program: where its wrapper for Python is, and to set its globals.
     def get_pointer_to_function(self, _name: str) -> int:
         return 0
 

@@ -28,66 +28,31 @@ from numarep.jit import jit, jit_apart
 from numarep.memory.batch import Batch, kind_of, line_of, served_by
 from numarep.memory.counts import Service
 from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches
-from numarep.memory.replacement import Policy, counts_hits, enter, room, take_back
+from numarep.memory.replacement import counts_hits, enter, room, take_back
 from numarep.memory.vector import at, lowest
 from numarep.memory.view import DIRTY, Ahead, View, first_in, policy_in, row_of, ways_in
 
 
 @jit
-def _ahead(
-    view: View, batch: NDArray[np.int64], op: int, stop: int, missed: int, is_lru: bool
+def _policy_of(known: int | None, l1: NDArray[np.int64], kind: int) -> int | None:
+    """Return the policy of the L1 that sees a kind of access: as `view` has it, None if known."""
+    if known is None:
+        return None
+    return policy_in(l1, kind)
+
+
+@jit
+def _way_for(
+    words: NDArray[np.int64], first: int, ways: int, policy: int | None, found: int
 ) -> int:
-    """Do as `run_ahead` says; `is_lru` is a constant by which this is compiled twice."""
-    words, ahead, l1 = view.words, view.ahead, view.l1
-    logged = ahead[Ahead.LENGTH]
-    by_l1 = served_by(Service.L1.value, view.node)
-    for each in range(op, stop):
-        batch[at(Batch.SERVED_BY + each)] = by_l1
-    for each in range(op, stop):
-        line, kind = line_of(batch[at(Batch.OP + each)]), kind_of(batch[at(Batch.OP + each)])
-        tag = line << FLAG_BITS
-        store = kind >> 1
-        first = first_in(l1, kind, line)
-        policy = Policy.LRU.value if is_lru else policy_in(l1, kind)
-        if words[at(first)] | store ^ DIRTY == tag | DIRTY and not counts_hits(policy):
-            continue
-        ways = ways_in(l1, kind)
-        found = matches(words, first, ways, tag, ~FLAGS)
-        is_hit = 1 if found != 0 else 0
-        if is_lru:
-            way = lowest(found | 1 << (ways - 1))
-        else:
-            if counts_hits(policy):
-                ahead[at(Ahead.HIGH + logged)] = words[at(first + ways)]
-                ahead[at(Ahead.LOW + logged)] = words[at(first + ways + 1)]
-            way = lowest(found) if is_hit else room(words, first, ways, policy)
-        old = words[at(first + way)]
-        flags = old & is_hit
-        enter(words, first, ways, policy, way, tag | flags | store, is_hit)
-        ahead[at(Ahead.FIRST + logged)] = first
-        ahead[at(Ahead.WAY + logged)] = way
-        ahead[at(Ahead.OLD + logged)] = old
-        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
-        ahead[at(Ahead.MISSES + missed)] = logged
-        logged += 1
-        missed += (store & ~flags) | (is_hit ^ 1)
-    ahead[Ahead.LENGTH] = logged
-    return missed
+    """Return the way that an access uses, given a bit for each that has its line."""
+    if policy is None:  # without a branch, as nobody can foresee hits
+        return int(lowest(found | 1 << (ways - 1)))
+    return int(lowest(found)) if found != 0 else room(words, first, ways, policy)
 
 
 @jit_apart
-def _ahead_otherwise(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: int) -> int:
-    return _ahead(view, batch, op, stop, missed, False)
-
-
-@jit_apart
-def run_ahead(
-    view: View,
-    batch: NDArray[np.int64],
-    op: int,
-    stop: int,
-    missed: int,
-) -> int:
+def run_ahead(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: int) -> int:
     """Send operations [op, stop) through L1I and L1D; caches and log are modified in place.
 
     Parameters
@@ -102,9 +67,38 @@ def run_ahead(
     int
         Number of misses logged: accesses to be served by L2, and first stores to clean lines.
     """
-    if view.l1i.policy == Policy.LRU and view.l1d.policy == Policy.LRU:
-        return _ahead(view, batch, op, stop, missed, True)
-    return _ahead_otherwise(view, batch, op, stop, missed)
+    words, ahead, l1 = view.words, view.ahead, view.l1
+    logged = ahead[Ahead.LENGTH]
+    by_l1 = served_by(Service.L1.value, view.node)
+    for each in range(op, stop):
+        batch[at(Batch.SERVED_BY + each)] = by_l1
+    for each in range(op, stop):
+        line, kind = line_of(batch[at(Batch.OP + each)]), kind_of(batch[at(Batch.OP + each)])
+        tag = line << FLAG_BITS
+        store = kind >> 1
+        first = first_in(l1, kind, line)
+        policy = _policy_of(view.l1d.policy, l1, kind)
+        if words[at(first)] | store ^ DIRTY == tag | DIRTY and not counts_hits(policy):
+            continue
+        ways = ways_in(l1, kind)
+        found = matches(words, first, ways, tag, ~FLAGS)
+        is_hit = 1 if found != 0 else 0
+        if counts_hits(policy):
+            ahead[at(Ahead.HIGH + logged)] = words[at(first + ways)]
+            ahead[at(Ahead.LOW + logged)] = words[at(first + ways + 1)]
+        way = _way_for(words, first, ways, policy, found)
+        old = words[at(first + way)]
+        flags = old & is_hit
+        enter(words, first, ways, policy, way, tag | flags | store, is_hit)
+        ahead[at(Ahead.FIRST + logged)] = first
+        ahead[at(Ahead.WAY + logged)] = way
+        ahead[at(Ahead.OLD + logged)] = old
+        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
+        ahead[at(Ahead.MISSES + missed)] = logged
+        logged += 1
+        missed += (store & ~flags) | (is_hit ^ 1)
+    ahead[Ahead.LENGTH] = logged
+    return missed
 
 
 @jit

@@ -32,16 +32,9 @@ line); code is fetched as exclusively as data; a domain answers from its first m
 """
 
 from numarep.jit import jit, jit_apart
-from numarep.memory.copies import (
-    clean_above,
-    clean_in,
-    clean_in_domain,
-    drop_from,
-    drop_in_domain,
-    mark_in,
-)
+from numarep.memory.copies import clean_above, clean_in_domain, drop_from, drop_in_domain, mark_in
 from numarep.memory.counts import Event, Service
-from numarep.memory.recency import EMPTY, FLAG_BITS, FLAGS, find
+from numarep.memory.recency import EMPTY, FLAG_BITS, FLAGS
 from numarep.memory.view import (
     ABSENT,
     DIRTY,
@@ -50,6 +43,7 @@ from numarep.memory.view import (
     OWNER,
     OWNER_SHIFT,
     SHARED,
+    Cache,
     View,
     domain_of,
     home_of,
@@ -57,6 +51,7 @@ from numarep.memory.view import (
     node_of,
     row_of,
     shared_row_of,
+    word_in,
 )
 
 __all__ = ["as_owner", "ask_owner", "own", "owner_of", "request"]
@@ -86,31 +81,34 @@ def _node_of_domain(view: View, domain: int) -> int:
 @jit
 def _entry_in(view: View, domain: int, line: int) -> int:
     """Return the word that carries a domain's right to a line, or ABSENT."""
-    first = shared_row_of(view, domain, view.directory, line)
-    way = find(view.words, first, view.directory.ways, line)
-    if way < 0 and view.is_victim:
-        first = shared_row_of(view, domain, view.llc, line)
-        way = find(view.words, first, view.llc.ways, line)
-    return first + way if way >= 0 else ABSENT
+    word = word_in(view, domain, view.directory, line)
+    return word if word >= 0 else word_in(view, domain, view.victim, line)
+
+
+@jit
+def _drop_outer(view: View, domain: int, cache: Cache | None, line: int) -> int:
+    """Drop a line from a domain's cache, if there is one, in place; return its entry, or EMPTY."""
+    if cache is None:
+        return EMPTY
+    return drop_from(view.words, shared_row_of(view, domain, cache, line), cache, line)
 
 
 @jit_apart
 def _clean(view: View, domain: int, word: int, line: int) -> bool:
     """Leave another domain's copies clean but for `word`, in place; tell whether any was dirty."""
     dirty = clean_in_domain(view, domain, line) + (view.words[word] & DIRTY)
-    if view.is_victim:
-        first = shared_row_of(view, domain, view.llc, line)
-        dirty += clean_in(view.words, first, view.llc.ways, line)
+    copy = word_in(view, domain, view.victim, line)
+    if copy >= 0:
+        dirty += view.words[copy] & DIRTY
+        view.words[copy] &= ~DIRTY
     return bool(dirty != 0)
 
 
 @jit_apart
 def _take(view: View, domain: int, line: int) -> None:
     """Drop another domain's copies, in place."""
-    first = shared_row_of(view, domain, view.directory, line)
-    drop_from(view.words, first, view.directory, line)
-    if view.is_victim:
-        drop_from(view.words, shared_row_of(view, domain, view.llc, line), view.llc, line)
+    _drop_outer(view, domain, view.directory, line)
+    _drop_outer(view, domain, view.victim, line)
     drop_in_domain(view, domain, line, ABSENT)
     view.events[Event.REMOTE_INVALIDATIONS] += 1
 
@@ -187,8 +185,6 @@ def _become_owner(view: View, word: int, line: int) -> None:
                 _take(view, other, line)
     view.events[Event.PEER_INVALIDATIONS] += drop_in_domain(view, view.domain, line, view.cpu)
     view.words[word] = line << FLAG_BITS | as_owner(view.cpu) | (entry & DIRTY)
-    if view.is_victim:
-        first = shared_row_of(view, view.domain, view.llc, line)
-        copy = drop_from(view.words, first, view.llc, line)
-        if copy != EMPTY and copy & DIRTY:
-            mark_in(view.words, row_of(view, view.cpu, view.l2, line), view.l2.ways, line, DIRTY)
+    copy = _drop_outer(view, view.domain, view.victim, line)
+    if copy != EMPTY and copy & DIRTY:
+        mark_in(view.words, row_of(view, view.cpu, view.l2, line), view.l2.ways, line, DIRTY)

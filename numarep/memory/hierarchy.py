@@ -46,8 +46,8 @@ def make_exclusive(view: View, line: int, row: int) -> None:
 @jit
 def _dirty_llc(view: View, line: int) -> None:
     """Flag a line that the own, inclusive LLC holds as dirty there, in place."""
-    first = shared_row_of(view, view.domain, view.llc, line)
-    mark_in(view.words, first, view.llc.ways, line, DIRTY)
+    first = shared_row_of(view, view.domain, view.directory, line)
+    mark_in(view.words, first, view.directory.ways, line, DIRTY)
 
 
 @jit
@@ -71,6 +71,14 @@ def _expect_row(view: View, first: int, cache: Cache) -> None:
 
 
 @jit
+def _expect_in(view: View, cache: Cache | None, line: int) -> None:
+    """Have the host fetch a line's row of the own domain's cache, if there is one."""
+    if cache is None:
+        return
+    _expect_row(view, shared_row_of(view, view.domain, cache, line), cache)
+
+
+@jit
 def expect(view: View, line: int) -> int:
     """Have the host fetch the rows of L2 and the directory where a line belongs; return the latter.
 
@@ -79,8 +87,7 @@ def expect(view: View, line: int) -> int:
     prefetch(view.words, row_of(view, view.cpu, view.l2, line))
     first = shared_row_of(view, view.domain, view.directory, line)
     _expect_row(view, first, view.directory)
-    if view.is_victim:
-        _expect_row(view, shared_row_of(view, view.domain, view.llc, line), view.llc)
+    _expect_in(view, view.victim, line)
     return first
 
 
@@ -93,10 +100,9 @@ def expect_eviction(view: View, line: int) -> None:
     last = row_of(view, view.cpu, view.l2, line) + view.l2.ways - 1
     entry = view.words[at(last)]
     gone = entry >> FLAG_BITS
-    if view.is_victim or entry & DIRTY:
-        _expect_row(view, shared_row_of(view, view.domain, view.llc, gone), view.llc)
-    if view.is_victim:
-        _expect_row(view, shared_row_of(view, view.domain, view.directory, gone), view.directory)
+    if view.victim is not None or entry & DIRTY:
+        _expect_in(view, view.directory, gone)
+    _expect_in(view, view.victim, gone)
 
 
 @jit
@@ -121,19 +127,33 @@ def access_l2(view: View, line: int, write: bool, row: int) -> tuple[int, int]:
 @jit
 def _fill_l2(view: View, line: int, write: bool, first: int, row: int) -> tuple[int, int]:
     """Bring a line from beyond into its row of L2 at `first`, in place."""
-    flags = 0
-    if view.is_victim:
-        service, node, flags = access_victim(view, line, write, row)
-    else:
-        service, node = _access_llc(view, line, write, row)
+    service, node, flags = _access_beyond(view, view.victim, line, write, row)
     victim = push(view.words, first, view.l2.ways, view.l2.policy, line << FLAG_BITS | flags)
     if victim != EMPTY:
         view.events[Event.L2_EVICTIONS] += 1
-        if view.is_victim:
-            leave_l2(view, victim)
-        elif victim & DIRTY:
-            _dirty_llc(view, victim >> FLAG_BITS)
+        _leave(view, view.victim, victim)
     return service, node
+
+
+@jit
+def _access_beyond(
+    view: View, llc: Cache | None, line: int, write: bool, row: int
+) -> tuple[int, int, int]:
+    """Find a line that L2 lacks, in a victim LLC or an inclusive one; see `access_victim`."""
+    if llc is None:
+        service, node = _access_llc(view, line, write, row)
+        return service, node, 0
+    return access_victim(view, llc, line, write, row)
+
+
+@jit
+def _leave(view: View, llc: Cache | None, entry: int) -> None:
+    """Move what L2 evicted into a victim LLC, or dirty data into an inclusive one; in place."""
+    if llc is None:
+        if entry & DIRTY:
+            _dirty_llc(view, entry >> FLAG_BITS)
+        return
+    leave_l2(view, llc, entry)
 
 
 @jit_apart
@@ -149,9 +169,10 @@ def prefetch_l2(view: View, line: int) -> None:
 @jit
 def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, int]:
     """Look up an inclusive LLC, in its row at `first`, for L2, filling it on a miss."""
-    way = find(view.words, first, view.llc.ways, line)
+    llc = view.directory
+    way = find(view.words, first, llc.ways, line)
     if way >= 0:
-        word = first + touch(view.words, first, view.llc.ways, view.llc.policy, way)
+        word = first + touch(view.words, first, llc.ways, llc.policy, way)
         owner = owner_of(view.words[at(word)])
         if owner not in (view.cpu, ABSENT):
             if ask_owner(view, word, line) != 0:
@@ -159,7 +180,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
             return Service.PEER.value, node_of(view, owner)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
-    victim = push(view.words, first, view.llc.ways, view.llc.policy, line << FLAG_BITS | state)
+    victim = push(view.words, first, llc.ways, llc.policy, line << FLAG_BITS | state)
     if victim != EMPTY:
         _evict(view, victim)
     return service, node

@@ -116,12 +116,11 @@ def _access(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None
             write_down(view, ahead[at(Ahead.OLD + place)])
         if is_store:
             make_exclusive(view, line, ahead[at(Ahead.ROW + place)])
-        if is_hit == 0 and view.prefetch != 0:
+        if is_hit == 0 and view.prefetch is not None:
             # Complete, so the access itself stays if L1 is called back.
             ahead[Ahead.SETTLING] = place + 1
-            prefetch_after(
-                view, line, kind_of(op), batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
-            )
+            service = batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
+            prefetch_after(view, view.prefetch, line, kind_of(op), service)
             if ahead[Ahead.LENGTH] == place + 1:
                 missed, expected = run_ahead(view, batch, number + 1, stop, each + 1), each + 1
         each += 1
@@ -168,7 +167,7 @@ def run_records(
     until `tally` knows better; `pages` is made by `pages_of`: compiled code allocates nothing.
     """
     nodes = len(view.node_place)
-    ahead = RECALLED if view.is_victim else OPS
+    ahead = OPS if view.victim is None else RECALLED
     left = window_left[view.cpu]
     instructions = 0
     record = start

@@ -44,11 +44,13 @@ def pair_of(line: int) -> int:
 
 
 @jit
-def prefetch_after(view: View, line: int, kind: int, service: int) -> None:
+def prefetch_after(view: View, prefetchers: int | None, line: int, kind: int, service: int) -> None:
     """Prefetch what an access that L1 missed gives rise to, in place."""
-    if view.prefetch & ADJACENT and service > Service.L2:
+    if prefetchers is None:
+        return
+    if prefetchers & ADJACENT and service > Service.L2:
         prefetch_l2(view, pair_of(line))
-    if view.prefetch & NEXT_LINE and kind == Kind.FETCH and next_of(line) != line:
+    if prefetchers & NEXT_LINE and kind == Kind.FETCH and next_of(line) != line:
         prefetch_l2(view, next_of(line))
-    if view.prefetch & STREAM:
+    if prefetchers & STREAM:
         prefetch_stream(view, line)

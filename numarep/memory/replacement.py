@@ -22,6 +22,8 @@ A second access to the last line used changes nothing, but for the first hit aft
 an entry at the front of an LRU row stays there; the way at a PLRU row's front is in no back half;
 0 is set to 0. So `ahead` and `front` may skip it, except where `counts_hits` says otherwise.
 
+Where the policy is None it is LRU, and the others aren't compiled.
+
 Source: Abel and Reineke, "Measurement-based Modeling of the Cache Replacement Policy", RTAS 2013
 (PLRU as a permutation policy); Jaleel et al., "High Performance Cache Replacement Using Re-
 Reference Interval Prediction", ISCA 2010 (SRRIP-HP). Assumed: what is filled when ways are empty,
@@ -76,8 +78,10 @@ def words_of(ways: int, policy: int) -> int:
 
 
 @jit
-def counts_hits(policy: int) -> bool:
+def counts_hits(policy: int | None) -> bool:
     """Tell whether a hit on the last line used, just filled, changes something."""
+    if policy is None:
+        return False
     return policy == Policy.SRRIP
 
 
@@ -127,8 +131,10 @@ def _oldest(words: NDArray[np.int64], first: int, ways: int) -> int:
 
 
 @jit
-def room(words: NDArray[np.int64], first: int, ways: int, policy: int) -> int:
+def room(words: NDArray[np.int64], first: int, ways: int, policy: int | None) -> int:
     """Return the way that a new line goes to; predictions of the row may grow, in place."""
+    if policy is None:
+        return ways - 1
     if policy == Policy.LRU:
         return ways - 1
     empty = matches(words, first, ways, EMPTY, ALL) & ~(-1 << ways)
@@ -145,7 +151,7 @@ def enter(
     words: NDArray[np.int64],
     first: int,
     ways: int,
-    policy: int,
+    policy: int | None,
     way: int,
     entry: int,
     is_hit: int,
@@ -154,6 +160,9 @@ def enter(
 
     `way` is where the line was (`is_hit` 1) or what `room` returned (0).
     """
+    if policy is None:
+        move(words, first, ways, way, entry)
+        return
     if policy == Policy.LRU:
         move(words, first, ways, way, entry)
         return
@@ -170,7 +179,7 @@ def take_back(
     words: NDArray[np.int64],
     first: int,
     ways: int,
-    policy: int,
+    policy: int | None,
     way: int,
     old: int,
     high: int,
@@ -180,6 +189,9 @@ def take_back(
 
     `old` is what `way` held, `high` and `low` are what the words behind the ways were, if any.
     """
+    if policy is None:
+        recency.take_back(words, first, way, old)
+        return
     if policy == Policy.LRU:
         recency.take_back(words, first, way, old)
         return
@@ -191,8 +203,9 @@ def take_back(
 
 
 @jit_apart
-def _touch(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int) -> None:
+def _touch(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int) -> int:
     enter(words, first, ways, policy, way, words[at(first + way)], 1)
+    return way if policy == Policy.SRRIP else 0
 
 
 @jit_apart
@@ -205,6 +218,9 @@ def _push(words: NDArray[np.int64], first: int, ways: int, policy: int, entry: i
 
 @jit_apart
 def _drop(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int) -> None:
+    if policy == Policy.LRU:
+        recency.drop(words, first, ways, way)
+        return
     words[at(first + way)] = EMPTY
     if policy == Policy.SRRIP:
         words[at(first + ways)] |= 1 << way
@@ -212,27 +228,26 @@ def _drop(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int
 
 
 @jit
-def touch(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int) -> int:
+def touch(words: NDArray[np.int64], first: int, ways: int, policy: int | None, way: int) -> int:
     """Use the entry at `way` of a row, in place; return its way from then on."""
-    if policy == Policy.LRU:
+    if policy is None:
         recency.touch(words, first, ways, way)
         return 0
-    _touch(words, first, ways, policy, way)
-    return way if policy == Policy.SRRIP else 0
+    return _touch(words, first, ways, policy, way)
 
 
 @jit
-def push(words: NDArray[np.int64], first: int, ways: int, policy: int, entry: int) -> int:
+def push(words: NDArray[np.int64], first: int, ways: int, policy: int | None, entry: int) -> int:
     """Fill `entry` into a row, in place; return the victim or EMPTY."""
-    if policy == Policy.LRU:
+    if policy is None:
         return recency.push(words, first, ways, entry)
     return _push(words, first, ways, policy, entry)
 
 
 @jit
-def drop(words: NDArray[np.int64], first: int, ways: int, policy: int, way: int) -> None:
+def drop(words: NDArray[np.int64], first: int, ways: int, policy: int | None, way: int) -> None:
     """Remove the entry at `way` of a row, in place."""
-    if policy == Policy.LRU:
+    if policy is None:
         recency.drop(words, first, ways, way)
-    else:
-        _drop(words, first, ways, policy, way)
+        return
+    _drop(words, first, ways, policy, way)

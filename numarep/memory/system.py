@@ -36,7 +36,7 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 [2, 1, 1]
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -216,10 +216,17 @@ def _domain_of_node(system: System) -> NDArray[np.int64]:
     return domain
 
 
+def _for_view(caches: Sequence[Cache]) -> list[Cache]:
+    """Return caches without a policy if all are LRU (see `view`)."""
+    if any(cache.policy != Policy.LRU for cache in caches):
+        return list(caches)
+    return [cache._replace(policy=None) for cache in caches]
+
+
 def _view(system: System, cpu: int, counts: Counts) -> View:
     """Return what an access by one CPU reads and modifies."""
     layout = system.layout
-    l1i, l1d, l2 = layout.private
+    l1i, l1d, l2, llc, *filters = _for_view((*layout.private, *layout.shared))
     return View(
         words=system.words,
         events=counts.events,
@@ -235,12 +242,11 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
         l1i=l1i,
         l1d=l1d,
         l2=l2,
-        llc=layout.shared[0],
-        directory=layout.shared[-1],
-        is_victim=system.machine.llc.policy == "victim",
+        directory=filters[0] if filters else llc,
+        victim=llc if filters else None,
         ahead=system.ahead,
         l1=table_of(cpu * layout.stride, (l1i, l1d, l1d)),
-        prefetch=_prefetchers(system.machine),
+        prefetch=_prefetchers(system.machine) or None,
         streams=cpu * layout.stride + layout.streams,
     )
 

@@ -43,32 +43,32 @@ from numarep.memory.copies import (
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, find
 from numarep.memory.replacement import drop, push, touch
-from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, View, node_of, shared_row_of
+from numarep.memory.view import ABSENT, DIRTY, NOT_ALONE, Cache, View, node_of, shared_row_of
 
 __all__ = ["ABSENT", "access_victim", "leave_l2"]
 
 
 @jit
-def _llc_row(view: View, line: int) -> int:
+def _llc_row(view: View, llc: Cache, line: int) -> int:
     """Return the first word of a line's row in the own LLC."""
-    return shared_row_of(view, view.domain, view.llc, line)
+    return shared_row_of(view, view.domain, llc, line)
 
 
 @jit
-def _allocate(view: View, entry: int) -> None:
+def _allocate(view: View, llc: Cache, entry: int) -> None:
     """Put a line into the LLC, in place; flags are added to those of a copy that is there."""
     line, flags = entry >> FLAG_BITS, entry & (NOT_ALONE | DIRTY)
-    first = _llc_row(view, line)
-    if mark_in(view.words, first, view.llc.ways, line, flags):
+    first = _llc_row(view, llc, line)
+    if mark_in(view.words, first, llc.ways, line, flags):
         return
-    gone = push(view.words, first, view.llc.ways, view.llc.policy, line << FLAG_BITS | flags)
+    gone = push(view.words, first, llc.ways, llc.policy, line << FLAG_BITS | flags)
     if gone != EMPTY:
         view.events[Event.LLC_EVICTIONS] += 1
         view.events[Event.WRITEBACKS] += gone & DIRTY
 
 
 @jit_apart
-def _leave_filter(view: View, entry: int) -> None:
+def _leave_filter(view: View, llc: Cache, entry: int) -> None:
     """Drop the line of an evicted filter entry from the cores, in place."""
     line, right = entry >> FLAG_BITS, entry & NOT_ALONE
     view.events[Event.FILTER_EVICTIONS] += 1
@@ -76,13 +76,13 @@ def _leave_filter(view: View, entry: int) -> None:
     dirty = clean_in_domain(view, view.domain, line)
     view.events[Event.BACK_INVALIDATIONS] += drop_in_domain(view, view.domain, line, ABSENT)
     if dirty != 0:
-        _allocate(view, line << FLAG_BITS | right | DIRTY)
+        _allocate(view, llc, line << FLAG_BITS | right | DIRTY)
     else:
-        mark_in(view.words, _llc_row(view, line), view.llc.ways, line, right)
+        mark_in(view.words, _llc_row(view, llc, line), llc.ways, line, right)
 
 
 @jit_apart
-def leave_l2(view: View, entry: int) -> None:
+def leave_l2(view: View, llc: Cache, entry: int) -> None:
     """Move what the running CPU's L2 evicted into the LLC, in place."""
     line = entry >> FLAG_BITS
     recall(view, line)
@@ -92,11 +92,13 @@ def leave_l2(view: View, entry: int) -> None:
     if holder_beside(view, line) == ABSENT:
         first = shared_row_of(view, view.domain, view.directory, line)
         right = drop_from(view.words, first, view.directory, line) & NOT_ALONE
-    _allocate(view, line << FLAG_BITS | right | (DIRTY if dirty != 0 else 0))
+    _allocate(view, llc, line << FLAG_BITS | right | (DIRTY if dirty != 0 else 0))
 
 
 @jit_apart
-def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, int, int]:
+def access_victim(
+    view: View, llc: Cache, line: int, write: bool, first: int
+) -> tuple[int, int, int]:
     """Find a line that L1 and L2 lack, and enter it into the filter, in its row at `first`.
 
     All but the running CPU's L2 is modified in place.
@@ -111,12 +113,12 @@ def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, 
     way = find(view.words, first, view.directory.ways, line)
     if way >= 0:
         way = touch(view.words, first, view.directory.ways, view.directory.policy, way)
-        return _share(view, line, write, first + way)
-    here = _llc_row(view, line)
-    way = find(view.words, here, view.llc.ways, line)
+        return _share(view, llc, line, write, first + way)
+    here = _llc_row(view, llc, line)
+    way = find(view.words, here, llc.ways, line)
     if way >= 0:
         entry = int(view.words[here + way])
-        drop(view.words, here, view.llc.ways, view.llc.policy, way)
+        drop(view.words, here, llc.ways, llc.policy, way)
         service, node, flags = Service.LLC.value, view.node, entry & DIRTY
         state = entry & NOT_ALONE if entry & NOT_ALONE else as_owner(view.cpu)
     else:
@@ -125,23 +127,23 @@ def access_victim(view: View, line: int, write: bool, first: int) -> tuple[int, 
     entry = line << FLAG_BITS | state
     gone = push(view.words, first, view.directory.ways, view.directory.policy, entry)
     if gone != EMPTY:
-        _leave_filter(view, gone)
+        _leave_filter(view, llc, gone)
     return service, node, flags
 
 
 @jit_apart
-def _share(view: View, line: int, write: bool, word: int) -> tuple[int, int, int]:
+def _share(view: View, llc: Cache, line: int, write: bool, word: int) -> tuple[int, int, int]:
     """Find a line that other cores hold, whose filter entry is at `word`; see `access_victim`."""
     owner = owner_of(view.words[word])
     if owner != ABSENT:
         dirty = ask_owner(view, word, line)
         if dirty != 0 and not write:
-            _allocate(view, line << FLAG_BITS | DIRTY)
+            _allocate(view, llc, line << FLAG_BITS | DIRTY)
             dirty = 0
         return Service.PEER.value, node_of(view, owner), dirty
-    here = _llc_row(view, line)
-    way = find(view.words, here, view.llc.ways, line)
+    here = _llc_row(view, llc, line)
+    way = find(view.words, here, llc.ways, line)
     if way >= 0:
-        touch(view.words, here, view.llc.ways, view.llc.policy, way)
+        touch(view.words, here, llc.ways, llc.policy, way)
         return Service.LLC.value, view.node, 0
     return Service.PEER.value, node_of(view, holder_beside(view, line)), 0

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit
 from numarep.memory.batch import NODE_BITS, OPS
-from numarep.memory.recency import FLAG_BITS
+from numarep.memory.recency import FLAG_BITS, find
 from numarep.memory.replacement import Policy, counts_hits, words_of
 from numarep.memory.vector import at
 from numarep.units import LINES_PER_PAGE
@@ -61,7 +61,7 @@ class Cache(NamedTuple):
     mask: int  # sets - 1 of a power of two, else -1
     inverse: float  # 1 / sets
     pitch: int  # words from row to row
-    policy: int  # see `replacement`
+    policy: int | None  # see `replacement`; None is LRU, known when compiled
 
 
 def new_cache(offset: int, sets: int, ways: int, policy: int = Policy.LRU) -> Cache:
@@ -88,8 +88,8 @@ def table_of(start: int, structures: Sequence[Any]) -> NDArray[np.int64]:
     """Return where caches or TLBs of the CPU whose block is at `start` lie, int64[n * 8]."""
     table = np.zeros((len(structures), 1 << AT_BITS), np.int64)
     for row, each in enumerate(structures):
-        policy = each.policy if isinstance(each, Cache) else Policy.LRU
-        place = (start + each.offset, each.sets, each.mask, each.pitch, each.ways, policy)
+        policy = each.policy if isinstance(each, Cache) else None
+        place = (start + each.offset, each.sets, each.mask, each.pitch, each.ways, policy or 0)
         table[row, : len(place)] = place
     return table.reshape(-1)
 
@@ -144,11 +144,15 @@ class Ahead(IntEnum):
 class View(NamedTuple):
     """What an access by one CPU reads and modifies.
 
+    What a machine lacks is None. That is a type, so it's known when compiled: Numba leaves out
+    what follows `if victim is None: return` in a function that is passed it. So the plain machines
+    have code of their own, compiled faster, without questions they needn't ask.
+
     words : int64[cpus * stride + domains * shared_stride]; events : int64[event], of the counts.
     cpu_place : int64[cpus], domain << 8 | node, see `domain_of`, `node_of`.
     node_place : int64[nodes], end_pfn << 8 | 1 + domain, whose memory it is; 0 without CPUs.
     shared : where the domains' blocks begin. cpu, node, domain : of the CPU that runs.
-    directory : the LLC, or the snoop filter if `is_victim`.
+    directory : the inclusive LLC, or the snoop filter. victim : the LLC behind that filter.
     l1 : `table_of` L1 as fetches, loads and stores see it.
     ahead : int64[Ahead.END], what the run-ahead of L1 may have to take back.
     prefetch : see `prefetch`; streams : first word of the CPU's streams, see `streamer`.
@@ -168,12 +172,11 @@ class View(NamedTuple):
     l1i: Cache
     l1d: Cache
     l2: Cache
-    llc: Cache
     directory: Cache
-    is_victim: bool
+    victim: Cache | None
     ahead: NDArray[np.int64]
     l1: NDArray[np.int64]
-    prefetch: int
+    prefetch: int | None
     streams: int
 
 
@@ -184,7 +187,7 @@ def may_skip(view: View) -> bool:
     A prefetch may evict the very line that caused it from an LLC of few ways.
     """
     is_counted = counts_hits(view.l1i.policy) or counts_hits(view.l1d.policy)
-    return view.prefetch == 0 and not is_counted
+    return view.prefetch is None and not is_counted
 
 
 @jit
@@ -224,6 +227,16 @@ def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
     row = row_number(line, cache.sets, cache.mask, cache.inverse)
     return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
+
+
+@jit
+def word_in(view: View, domain: int, cache: Cache | None, line: int) -> int:
+    """Return the word that holds a line in a domain's cache, if there are both, or ABSENT."""
+    if cache is None:
+        return ABSENT
+    first = shared_row_of(view, domain, cache, line)
+    way = find(view.words, first, cache.ways, line)
+    return first + way if way >= 0 else ABSENT
 
 
 @jit

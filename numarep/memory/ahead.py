@@ -29,7 +29,7 @@ from numarep.memory.batch import Batch, kind_of, line_of, served_by
 from numarep.memory.counts import Service
 from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches
 from numarep.memory.replacement import counts_hits, enter, room, take_back
-from numarep.memory.vector import at, lowest
+from numarep.memory.vector import LANES, at, lowest, match
 from numarep.memory.view import DIRTY, Ahead, View, first_in, policy_in, row_of, ways_in
 
 
@@ -102,24 +102,42 @@ def run_ahead(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: 
 
 
 @jit
+def _was_given_up(view: View, line: int) -> bool:
+    """Tell whether L1 gave a line up since the miss being settled."""
+    ahead, tag = view.ahead, line << FLAG_BITS
+    length = int(ahead[Ahead.LENGTH])
+    for place in range(ahead[Ahead.SETTLING], length, LANES):
+        found = match(ahead, Ahead.OLD + place, tag, ~FLAGS)
+        if found & ((1 << min(length - place, LANES)) - 1) != 0:
+            return True
+    return False
+
+
+@jit
 def _may_hold(view: View, line: int) -> bool:
     """Tell whether L1 may have held a line when the miss being settled occurred."""
-    ahead = view.ahead
-    for place in range(ahead[Ahead.SETTLING], ahead[Ahead.LENGTH]):
-        if ahead[at(Ahead.OLD + place)] >> FLAG_BITS == line:
-            return True
-    first = row_of(view, view.cpu, view.l1i, line)
-    if find(view.words, first, view.l1i.ways, line) >= 0:
-        return True
-    first = row_of(view, view.cpu, view.l1d, line)
-    return bool(find(view.words, first, view.l1d.ways, line) >= 0)
+    l1i = row_of(view, view.cpu, view.l1i, line)
+    l1d = row_of(view, view.cpu, view.l1d, line)
+    is_held = find(view.words, l1i, view.l1i.ways, line) >= 0
+    is_held |= find(view.words, l1d, view.l1d.ways, line) >= 0
+    return is_held or _was_given_up(view, line)
+
+
+@jit
+def recall(view: View, line: int) -> bool:
+    """Bring L1 back to where the miss being settled occurred if it may have held a line then.
+
+    Tell whether it may have; if not it doesn't hold the line now.
+    """
+    if not _may_hold(view, line):
+        return False
+    _take_back(view)
+    return True
 
 
 @jit_apart
-def recall(view: View, line: int) -> None:
-    """Bring L1 back to where the miss being settled occurred if it may have held a line then."""
-    if not _may_hold(view, line):
-        return
+def _take_back(view: View) -> None:
+    """Bring L1 back to where the miss being settled occurred."""
     ahead, end_of_l1i = view.ahead, row_of(view, view.cpu, view.l1d, 0)
     for place in range(ahead[Ahead.LENGTH] - 1, ahead[Ahead.SETTLING] - 1, -1):
         first = ahead[Ahead.FIRST + place]

@@ -111,7 +111,7 @@ def drop_in_domain(view: View, domain: int, line: int, kept: int) -> int:
     return copies
 
 
-@jit_apart
+@jit
 def holder_beside(view: View, line: int) -> int:
     """Return the first other CPU of the own domain whose L2 holds a line, or ABSENT."""
     for cpu in range(len(view.cpu_place)):

@@ -186,7 +186,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
     return service, node
 
 
-@jit
+@jit_apart
 def _evict(view: View, victim: int) -> None:
     """Drop an evicted LLC entry from the levels above, writing dirty data back; in place."""
     line = victim >> FLAG_BITS

@@ -81,21 +81,21 @@ def _leave_filter(view: View, llc: Cache, entry: int) -> None:
         mark_in(view.words, _llc_row(view, llc, line), llc.ways, line, right)
 
 
-@jit_apart
+@jit
 def leave_l2(view: View, llc: Cache, entry: int) -> None:
     """Move what the running CPU's L2 evicted into the LLC, in place."""
     line = entry >> FLAG_BITS
-    recall(view, line)
-    dirty = clean_above(view, view.cpu, line) + (entry & DIRTY)
-    view.events[Event.BACK_INVALIDATIONS] += drop_above(view, view.cpu, line)
-    right = 0
+    dirty, right = entry & DIRTY, 0
+    if recall(view, line):
+        dirty += clean_above(view, view.cpu, line)
+        view.events[Event.BACK_INVALIDATIONS] += drop_above(view, view.cpu, line)
     if holder_beside(view, line) == ABSENT:
         first = shared_row_of(view, view.domain, view.directory, line)
         right = drop_from(view.words, first, view.directory, line) & NOT_ALONE
     _allocate(view, llc, line << FLAG_BITS | right | (DIRTY if dirty != 0 else 0))
 
 
-@jit_apart
+@jit
 def access_victim(
     view: View, llc: Cache, line: int, write: bool, first: int
 ) -> tuple[int, int, int]:

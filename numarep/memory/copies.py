@@ -3,7 +3,7 @@
 What the levels beyond do to L1 and L2 of a CPU, or of all CPUs of a domain. None of it touches
 recency.
 
->>> row = np.array([5 << FLAG_BITS | DIRTY, 7 << FLAG_BITS, EMPTY, *[0] * 5])
+>>> row = np.array([5 << FLAG_BITS | DIRTY, 7 << FLAG_BITS, *[EMPTY] * 6])
 >>> clean_in(row, 0, 3, 5), clean_in(row, 0, 3, 5), bool(mark_in(row, 0, 3, 7, DIRTY))
 (1, 0, True)
 >>> cache = new_cache(offset=0, sets=1, ways=3)
@@ -115,8 +115,8 @@ def drop_in_domain(view: View, domain: int, line: int, kept: int) -> int:
 def holder_beside(view: View, line: int) -> int:
     """Return the first other CPU of the own domain whose L2 holds a line, or ABSENT."""
     for cpu in range(len(view.cpu_place)):
-        is_beside = domain_of(view, cpu) == view.domain and cpu != view.cpu
-        first = row_of(view, cpu, view.l2, line)
-        if is_beside and find(view.words, first, view.l2.ways, line) >= 0:
-            return cpu
+        if domain_of(view, cpu) == view.domain and cpu != view.cpu:
+            first = row_of(view, cpu, view.l2, line)
+            if find(view.words, first, view.l2.ways, line) >= 0:
+                return cpu
     return ABSENT

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.vector import LANES, at, lowest, match, rotate
+from numarep.memory.vector import LANES, at, close, lowest, match, rotate
 
 # Numba links constants used in doctests too.
 __all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push"]
@@ -97,12 +97,23 @@ def push(words: NDArray[np.int64], first: int, ways: int, entry: int) -> int:
 
 
 @jit
+def _close_eight(words: NDArray[np.int64], first: int, start: int, way: int) -> None:
+    """Move the eight ways from `start` on that follow `way`, and the one after them, down."""
+    after = words[at(first + start + LANES)]
+    close(words, first + start, min(max(way - start, 0), LANES), after)
+
+
+@jit
 def drop(words: NDArray[np.int64], first: int, ways: int, way: int) -> None:
     """Remove the entry at `way` of a row and close the gap, in place."""
-    last = first + ways - 1
-    for word in range(first + way, last):
-        words[word] = words[word + 1]
-    words[last] = EMPTY
+    if ways > LANES:
+        _close_eight(words, first, 0, way)
+        if ways > 2 * LANES:
+            _close_eight(words, first, LANES, way)
+            if ways > 3 * LANES:
+                _close_eight(words, first, 2 * LANES, way)
+    start = (ways - 1) // LANES * LANES
+    close(words, first + start, max(way - start, 0), EMPTY)
 
 
 @jit

@@ -2,9 +2,9 @@
 
 Searching a row and moving an entry to its front are loops over ways whose exits a branch predictor
 can't foresee. As vector operations they have no exits: compare eight words with one value, count
-trailing zeros of the outcome, rotate the lanes up to the hit, store. LLVM maps them to whatever
-the host has (AVX-512, AVX2, SSE2, NEON). They read and write eight words whatever a row's length:
-what lies beyond a row's end is written back unchanged.
+trailing zeros of the outcome, rotate the lanes up to the hit, store; closing a gap is the reverse.
+LLVM maps them to whatever the host has (AVX-512, AVX2, SSE2, NEON). They read and write eight words
+whatever a row's length: what lies beyond a row's end is written back unchanged, or is EMPTY.
 
 Compiled callers emit them; called from Python, the plain functions say the same.
 
@@ -125,6 +125,29 @@ def _rotate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     mask = _load(builder, _lanes_to(builder, args[2]))
     kept = builder.and_(row, builder.not_(mask))
     builder.store(builder.or_(kept, builder.and_(moved, mask)), address).align = 8
+    return context.get_dummy_value()
+
+
+def close(words: NDArray[np.int64], at: int, gap: int, entry: int) -> None:
+    """Move the words of the eight from `at` on that follow word `gap` down by one, over it.
+
+    `entry` becomes the last of them. Nothing happens if `gap` is 8; it is at least 0. In place.
+    """
+    if gap < LANES:
+        words[at + gap : at + LANES - 1] = words[at + gap + 1 : at + LANES].copy()
+        words[at + LANES - 1] = entry
+
+
+@_instruction(close, types.void)
+def _close(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    address = _address(context, builder, signature.args[0], args[0], args[1])
+    row = _load(builder, address)
+    # Lane i of the result is lane i + 1 of the row, the last is `entry`.
+    order = ir.Constant(_INDEX, list(range(1, LANES + 1)))
+    moved = builder.shuffle_vector(row, _splat(builder, args[3]), order)
+    mask = _load(builder, _lanes_to(builder, builder.sub(args[2], _WORD(1))))
+    moved = builder.and_(moved, builder.not_(mask))
+    builder.store(builder.or_(builder.and_(row, mask), moved), address).align = 8
     return context.get_dummy_value()
 
 

@@ -23,6 +23,11 @@ def run_rotate(words, at, last, entry):
 
 
 @jit_entry
+def run_close(words, at, gap, entry):
+    vector.close(words, at, gap, entry)
+
+
+@jit_entry
 def run_lowest(bits):
     return vector.lowest(bits)
 
@@ -44,6 +49,17 @@ def test_rotate(words, at, last, entry):
     vector.rotate(plain, at, last, entry)
     if last >= 0:
         words[at : at + last + 1] = [entry, *words[at : at + last]]
+    assert moved.tolist() == plain.tolist() == words
+
+
+@settings(deadline=None)
+@given(WORDS, st.integers(0, 8), st.integers(0, 8), st.integers(0, 9))
+def test_close(words, at, gap, entry):
+    moved, plain = np.array(words), np.array(words)
+    run_close(moved, at, gap, entry)
+    vector.close(plain, at, gap, entry)
+    if gap < 8:
+        words[at + gap : at + 8] = [*words[at + gap + 1 : at + 8], entry]
     assert moved.tolist() == plain.tolist() == words
 
 

@@ -14,8 +14,7 @@ time, exactly: `translate` and `tally` say why for themselves, `ahead` proves it
 
 Source: SDM vol. 3A 4.10.4.1: MOV to CR3 drops all non-global TLB entries and all PSCs, INVLPG the
 page's TLB entries, global ones too, and all PSCs; with PCIDs (4.10.1), here one a root, a CR3 write
-drops nothing; a FLUSH record (such as a write of CR4.PGE)
-drops everything.
+drops nothing; a FLUSH record (such as a write of CR4.PGE) drops everything.
 
 >>> translations = Translations(*[np.zeros(1, np.int64)] * 7)
 >>> translations.region.dtype

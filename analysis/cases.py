@@ -66,6 +66,7 @@ _MARKS = ('"machine":', '"replication":')
 _PIECES = ("_head", "_machine", "_tail")
 # What changes no result but which tables a run has; a run without is another's twin.
 _DETAIL = "by_function"
+DETAILED = "detailed"  # whether a run has them, where some have
 _SAME = ("_head_same", "_machine_key", "_tail_key")
 _DROPPED = {"spec", "study", "state_id", *EVENTS}
 
@@ -83,8 +84,9 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
     LazyFrame
         `runs` without `spec` and events; `ALWAYS`; `local_ns` and `rho`, the idle DRAM latency of
         the CPU's own node and the ratio of the kernel's node to it; `iterations` of the workload,
-        and the `operation` that disturbs it; and one column for each setting that varies. Held in
-        memory: a second question costs no second decoding.
+        and the `operation` that disturbs it; `detailed`, whether a run is counted by function, if
+        some are and some not; and one column for each setting that varies. Held in memory: a
+        second question costs no second decoding.
     """
     template = _template(runs)
     settings = dict(leaves(template)) if template else {}
@@ -119,11 +121,10 @@ def _once_each(held: pl.DataFrame) -> pl.DataFrame:
         detailed.select(*_SAME, _pair="pair_id"), on=_SAME, nulls_equal=True
     )
     kept = held.join(both, on="run_id", how="anti", maintain_order="left")
-    now = both.select("pair_id", "_pair").unique("pair_id", keep="first", maintain_order=True)
-    moved = kept.join(now, on="pair_id", how="left", maintain_order="left")
-    return moved.with_columns(pl.coalesce("_pair", "pair_id").alias("pair_id")).drop(
-        "_pair", _DETAIL, *_SAME
-    )
+    other = both.select("pair_id", "_pair").unique("pair_id", keep="first", maintain_order=True)
+    moved = kept.join(other, on="pair_id", how="left", maintain_order="left")
+    now = pl.coalesce("_pair", "pair_id").alias("pair_id"), pl.col(_DETAIL).alias(DETAILED)
+    return moved.with_columns(now).drop("_pair", _DETAIL, *_SAME)
 
 
 def _lean(table: pl.DataFrame) -> pl.LazyFrame:

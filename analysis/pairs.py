@@ -11,6 +11,8 @@ B = old / new - 1.
 
 import polars as pl
 
+from analysis.cases import DETAILED
+
 BASELINE = "none"
 TIMES = ("time_ns", "time_serial_ns", "time_overlapped_ns")
 _NEEDED = ("pair_id", "workload", "cache_state", "cpu_node", "master_node", "time_ns")
@@ -43,11 +45,14 @@ def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
         `lower` and `upper`, the bounds of `a`; `remote`, whether the CPU is on another node than
         the kernel.
     """
+    # Several runs may be a pair's baseline, alike but for details: that which has them, if any.
+    there = DETAILED in cases.collect_schema()
+    detailed = [pl.col(DETAILED).fill_null(value=False)] if there else []
     known = pl.all_horizontal(pl.col(*_NEEDED).is_not_null())
     finished = cases.filter(pl.col("status") == "ok", known)
     baseline = (
         finished.filter(pl.col("replication") == BASELINE)
-        .sort("run_id")
+        .sort(*detailed, "run_id", descending=[*(True for _ in detailed), False])
         .unique("pair_id", keep="first", maintain_order=True)
         .select(
             "pair_id",
@@ -57,6 +62,7 @@ def pairs(cases: pl.LazyFrame) -> pl.LazyFrame:
     serial, overlapped = gain_a("time_serial_ns"), gain_a("time_overlapped_ns")
     return (
         finished.filter(pl.col("replication") != BASELINE)
+        .drop(DETAILED, strict=False)
         .join(baseline, on="pair_id")
         .with_columns(
             a=gain_a(),

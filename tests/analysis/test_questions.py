@@ -191,6 +191,21 @@ def test_a_run_asked_twice_for_other_details_counts_once(tmp_path: Path) -> None
     assert pairs(kept).select("seed").collect()["seed"].to_list() == [1]
 
 
+def test_a_baseline_with_details_goes_before_one_without(tmp_path: Path) -> None:
+    """Of several baselines of a pair, else alike, ids alone would choose."""
+    grid = {"workload": ["kill"], "cache_state": ["cold"], "seed": list(range(1, 9))}
+    both = list(made.grid(**grid, replication=["none", "series"], by_function=[True]))
+    again = [point | {"by_function": False} for point in both]
+    waived = [point | {"costs": "waived"} for point in again if point["replication"] == "none"]
+    once = open_sources([made.write(tmp_path / "once", both)]).evidence.cases
+    beside = open_sources([made.write(tmp_path / "beside", [*both, *again, *waived])])
+    order = ["seed", "old_run_id"]
+    assert_frame_equal(
+        pairs(beside.evidence.cases).select(order).sort(order).collect(),
+        pairs(once).select(order).sort(order).collect(),
+    )
+
+
 def test_a_window_cut_short_is_no_run_of_its_workload(tmp_path: Path) -> None:
     both = list(made.grid(workload=["kill"], replication=["none", "series"]))
     short = [point | {"iterations": 1, "seed": 2} for point in both]

@@ -4,8 +4,6 @@ Text, rodata and modules need per-node tables, so a part's gain is what it adds 
 the interaction is what they add together beyond the sum. Gains are A, in %, of the same baseline.
 """
 
-from typing import Any
-
 import altair as alt
 import polars as pl
 
@@ -14,7 +12,18 @@ from analysis.pairs import BASELINE, remote_pairs, undisturbed
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
-from analysis.style import MARGIN, STEPS, Width, gain_key, gain_scale, key, light
+from analysis.style import (
+    MARGIN,
+    STEPS,
+    TIP,
+    Drawing,
+    Width,
+    gain_key,
+    gain_scale,
+    key,
+    light,
+    stacked,
+)
 
 COMMANDS = (
     "python -m numarep.sweep study=ablation out={out}",
@@ -191,7 +200,7 @@ def _switch_answer(others: pl.DataFrame) -> str:
     return f"{text}; {listed(same)} gain the same." if same else f"{text}."
 
 
-def _draw_switches(others: pl.DataFrame, width: Width) -> Any:
+def _draw_switches(others: pl.DataFrame, width: Width) -> Drawing:
     cells = others.with_columns(column=pl.format("{}, {}", *_CELL), gain="a", row="replication")
     order = cells["column"].unique(maintain_order=True).to_list()
     names = sorted(cells["row"].unique(), key=lambda name: (name != POLICY, name))
@@ -243,7 +252,7 @@ def _caption(table: pl.DataFrame) -> str:
     )
 
 
-def _draw(table: pl.DataFrame, width: Width) -> Any:
+def _draw(table: pl.DataFrame, width: Width) -> Drawing:
     names = [name for name in _shown(table) if name not in _CELL]
     parts = [name for name in names if table[name].is_not_null().any()]
     rows = table.with_columns(pl.format("{}, {}", *_CELL).alias("row"))
@@ -254,7 +263,7 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
 
 def _heat(
     cells: pl.DataFrame, rows: list[str], columns: list[str], width: Width, labels: int, slant: int
-) -> Any:
+) -> Drawing:
     """Draw gains as a map of `row` by `column`, with numbers where they fit."""
     tip = pl.format("{}: {} {} %", "row", "column", pl.col("gain").round(2)).alias("tip")
     plot = width - labels - MARGIN
@@ -265,7 +274,7 @@ def _heat(
         y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(minExtent=labels)),
     )
     boxes = base.mark_rect(stroke=light("paper"), strokeWidth=2 if room > 20 else 0.5).encode(
-        color=alt.Color("gain:Q", scale=gain_scale(), legend=None), description="tip:N"
+        color=alt.Color("gain:Q", scale=gain_scale(), legend=None), description=TIP
     )
     strong = (alt.datum.gain > STEPS[-1]) | (alt.datum.gain < STEPS[0])
     numbers = base.mark_text(fontSize=12 if room > 45 else 10, aria=False).encode(
@@ -273,5 +282,5 @@ def _heat(
         color=alt.condition(strong, alt.value(light("paper")), alt.value(light("ink"))),
     )
     layers = (boxes, numbers) if room > 20 else (boxes,)
-    chart = alt.layer(*layers).properties(width=plot, height=22 * len(rows))
-    return alt.vconcat(key(gain_key(), width, labels), chart)
+    chart = alt.layer(*layers, width=plot, height=22 * len(rows))
+    return stacked(key(gain_key(), width, labels), chart)

@@ -19,7 +19,19 @@ from analysis.presets import presets
 from analysis.reference import reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed
 from analysis.seed_table import with_published
-from analysis.style import MARGIN, Glyph, Width, gain_key, gain_scale, key, light
+from analysis.style import (
+    MARGIN,
+    TIP,
+    Drawing,
+    Glyph,
+    Width,
+    beside,
+    gain_key,
+    gain_scale,
+    key,
+    light,
+    stacked,
+)
 
 COMMAND = "python -m numarep.sweep study=break_even out={out}"
 LLC = "machine.llc.size_bytes"
@@ -222,13 +234,13 @@ def _draw(
     known: pl.DataFrame,
     others: pl.DataFrame,
     width: Width,
-) -> Any:
+) -> Drawing:
     plot = (width - _LABELS - MARGIN - 18) // 2
     states = [s for s in ("hot", "cold") if s in table["cache_state"]]
     names = table["workload"].unique(maintain_order=True).to_list()
     marks = _spots(table, known, others)
     rows = [
-        alt.hconcat(
+        beside(
             *(
                 _panel(table, lines, marks, name, state, plot, first=not i, last=name == names[-1])
                 for i, state in enumerate(states)
@@ -240,7 +252,7 @@ def _draw(
     glyphs = [*gain_key(), Glyph("break-even", "M-0.18,-1.2H0.18V1.2H-0.18Z", "ink")]
     glyphs.append(Glyph("machine of the main runs", "diamond", "ink"))
     glyphs.append(Glyph("machines of conf/", "circle", "ink", hollow=True))
-    return alt.vconcat(key(glyphs, width, _LABELS), *rows, spacing=10)
+    return stacked(key(glyphs, width, _LABELS), *rows, spacing=10)
 
 
 def _panel(
@@ -275,10 +287,10 @@ def _panel(
         .mark_rect(stroke=light("paper"), strokeWidth=0.5)
         .encode(
             x=x,
-            x2="right:Q",
+            x2=alt.X2("right:Q"),
             y=y,
             color=alt.Color("a:Q", scale=gain_scale(), legend=None),
-            description="tip:N",
+            description=TIP,
         )
     )
     zeros = lines.filter(**chosen).filter(pl.col("rho").is_between(*domain)).with_columns(_llc())
@@ -291,10 +303,10 @@ def _panel(
     mark = alt.Chart(inside.filter("main")).mark_point(
         shape="diamond", fill=light("ink"), stroke=light("paper"), size=70, opacity=1
     )
-    spots = [found.encode(**place, description="tip:N") for found in (preset, mark)]
+    spots = [found.encode(**place, description=TIP) for found in (preset, mark)]
     title = alt.Title(f"{workload}, {state}", fontSize=12, offset=2)
-    return alt.layer(boxes, line.encode(**place), *spots).properties(
-        width=plot, height=13 * len(sizes), title=title
+    return alt.layer(
+        boxes, line.encode(**place), *spots, width=plot, height=13 * len(sizes), title=title
     )
 
 

@@ -292,7 +292,8 @@ def study_over(
     free, fixed = _split(frame, axes)
     fixed = [name for name in fixed if name not in by]
     values = pl.struct(free).n_unique() if free else pl.lit(1, pl.UInt32)
-    switches = [frame.schema[name] == pl.Boolean for name in fixed]  # on before off
+    schema = frame.schema
+    switches = [schema[name] == pl.Boolean for name in fixed]  # on before off
     ranked = (
         frame.group_by(*by, *fixed, pl.lit(0).alias("_all"))
         .agg(values.alias("_values"), pl.len().alias("_rows"))
@@ -310,7 +311,8 @@ def alike(frame: pl.DataFrame, model: pl.DataFrame, axes: Sequence[str]) -> pl.D
 
 def _split(frame: pl.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the settings that are axes, and those that are not and yet vary."""
-    names = [name for name in (*SCENARIO, *settings_of(frame)) if name in frame.columns]
+    there = set(frame.columns)
+    names = [name for name in (*SCENARIO, *settings_of(frame)) if name in there]
     free = [name for name in names if _among(name, axes)]
     fixed = [name for name in names if name not in free and frame[name].n_unique() > 1]
     return free, fixed

@@ -21,7 +21,7 @@ from analysis.section import Column, Evidence, Figure, Section, Table, listed, p
 from analysis.seed_table import with_published
 from analysis.sources import Sources, open_sources
 from analysis.stalls import SIDES, by_server, stalls
-from analysis.style import MARGIN, Glyph, Width, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, key, light, stacked
 from analysis.trust import provenance
 from numarep.results import ResultsError
 
@@ -323,7 +323,7 @@ def _parts_answer(gains: pl.DataFrame, parts: pl.DataFrame) -> str:
 _LABELS = 124
 
 
-def _draw(gains: pl.DataFrame, width: Width) -> Any:
+def _draw(gains: pl.DataFrame, width: Width) -> Drawing:
     tip = pl.format(
         "{} {}: one {} %, other {} %",
         *_CELL,
@@ -333,25 +333,27 @@ def _draw(gains: pl.DataFrame, width: Width) -> Any:
     shown = gains.with_columns(pl.format("{}, {}", *_CELL).alias("row"), tip.alias("tip"))
     axis = alt.Axis(minExtent=_LABELS)
     y = alt.Y("row:N", sort=shown["row"].to_list(), title=None, axis=axis)
-    base = alt.Chart(shown).encode(y=y, description="tip:N")
+    base = alt.Chart(shown).encode(y=y, description=TIP)
 
     def x(name: str) -> alt.X:
         return alt.X(f"{name}:Q", title="gain A, %", axis=alt.Axis(tickCount=6))
 
     ring = base.mark_point(size=60, opacity=1, stroke=light("series"), fill=light("paper"))
     layers = (
-        base.mark_rule(strokeWidth=2, color=light("band")).encode(x=x("a_one"), x2="a_other:Q"),
+        base.mark_rule(strokeWidth=2, color=light("band")).encode(
+            x=x("a_one"), x2=alt.X2("a_other:Q")
+        ),
         ring.encode(x=x("a_one")),
         base.mark_point(size=60, opacity=1, filled=True, color=light("series")).encode(
             x=x("a_other")
         ),
     )
-    chart = alt.layer(*layers).properties(width=width - _LABELS - MARGIN, height=22 * shown.height)
+    chart = alt.layer(*layers, width=width - _LABELS - MARGIN, height=22 * shown.height)
     glyphs = [
         Glyph("one", "circle", "series", hollow=True),
         Glyph("other", "circle", "series"),
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), chart)
+    return stacked(key(glyphs, width, _LABELS), chart)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ g / 100 / cost operations a second.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import altair as alt
 import polars as pl
@@ -21,7 +21,7 @@ from analysis.cases import study_over
 from analysis.pairs import remote_pairs
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
-from analysis.style import MARGIN, Glyph, Width, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, key, light, stacked
 
 RATE = "workload.disturbance.per_iteration"
 STUDIES = ("ablation", "fork_rate", "patch_rate", "module_rate", "pgd_sync_rate", "visitor")
@@ -296,7 +296,7 @@ def _caption(table: pl.DataFrame) -> str:
 _LABELS = 158
 
 
-def _draw(table: pl.DataFrame, width: Width) -> Any:
+def _draw(table: pl.DataFrame, width: Width) -> Drawing:
     rows = table.filter(pl.col("ns") > FREE_NS).with_columns(
         pl.when(pl.col("replication") == POLICY)
         .then(pl.col("what"))
@@ -324,7 +324,7 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         alt.datum.nodes == few, alt.value(light("series")), alt.value(light("paper"))
     )
     points = base.mark_point(size=60, opacity=1, stroke=light("series")).encode(
-        fill=fill, description="tip:N"
+        fill=fill, description=TIP
     )
     ends = rows.group_by("row", maintain_order=True).agg(low=pl.min("ns"), high=pl.max("ns"))
     texts = [
@@ -335,16 +335,18 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     spans = alt.Chart(ends).mark_rule(strokeWidth=2, color=light("band"), aria=False)
     labels = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=10, aria=False)
     chart = alt.layer(
-        spans.encode(x=alt.X("low:Q"), x2="high:Q", y=y),
+        spans.encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), y=y),
         points,
-        labels.encode(x="high:Q", y=y, text="text:N"),
-    ).properties(width=width - _LABELS - MARGIN, height=20 * len(order))
+        labels.encode(x=alt.X("high:Q"), y=y, text=alt.Text("text:N")),
+        width=width - _LABELS - MARGIN,
+        height=20 * len(order),
+    )
     counts = rows["nodes"].unique().sort().to_list()
     glyphs = [Glyph(f"{few} nodes", "circle", "series")]
     if len(counts) > 1:
         more = " or ".join(str(n) for n in counts[1:])
         glyphs.append(Glyph(f"{more} nodes", "circle", "series", hollow=True))
-    return alt.vconcat(key(glyphs, width, _LABELS), chart)
+    return stacked(key(glyphs, width, _LABELS), chart)
 
 
 def _decades(values: pl.Series) -> tuple[float, float]:
@@ -371,7 +373,7 @@ def _limits_caption(limits: pl.DataFrame) -> str:
     )
 
 
-def _draw_limits(limits: pl.DataFrame, width: Width) -> Any:
+def _draw_limits(limits: pl.DataFrame, width: Width) -> Drawing:
     rows = limits.with_columns(
         pl.format(
             "{}: the gain of {} % on {} ({}) is used up at {} a second",
@@ -396,6 +398,10 @@ def _draw_limits(limits: pl.DataFrame, width: Width) -> Any:
     most = rows.sort("a").unique("what", keep="last", maintain_order=True)
     most = most.with_columns(pl.format("{}, {}", "workload", "cache_state").alias("name"))
     texts = alt.Chart(most).mark_text(align="left", dx=8, fontSize=10, aria=False)
-    return alt.layer(
-        points.encode(description="tip:N"), texts.encode(x=x, y=y, text="name:N")
-    ).properties(width=width - _LABELS - MARGIN, height=24 * len(order))
+    chart = alt.layer(
+        points.encode(description=TIP),
+        texts.encode(x=x, y=y, text=alt.Text("name:N")),
+        width=width - _LABELS - MARGIN,
+        height=24 * len(order),
+    )
+    return stacked(chart)

@@ -16,8 +16,19 @@ import polars as pl
 
 from analysis.reference import reference
 from analysis.section import Attached, Column, Evidence, Figure, Section, Table, listed, percent
-from analysis.stalls import SIDES, server, sides_of
-from analysis.style import MARGIN, SERVERS, Glyph, Width, key, light, server_scale
+from analysis.stalls import DECIMALS, SIDES, server, sides_of
+from analysis.style import (
+    MARGIN,
+    SERVERS,
+    TIP,
+    Drawing,
+    Glyph,
+    Width,
+    key,
+    light,
+    server_scale,
+    stacked,
+)
 
 COMMAND = "python -m numarep.sweep by_function=true out={out}"
 _CELL = ("workload", "cache_state")
@@ -53,7 +64,7 @@ def by_server(cases: pl.LazyFrame, functions: pl.LazyFrame) -> pl.DataFrame:
         .agg(pl.sum("ns"))
         .filter(pl.col("ns") > 0)
         .join(runs, on=_WINDOW)
-        .with_columns(pl.col("ns") / pl.col("runs"))
+        .with_columns((pl.col("ns") / pl.col("runs")).round(DECIMALS))
         .join(whole, on=_CELL)
         .sort(*_WINDOW, "function", "server")
         .select(*_WINDOW, "function", "server", "ns", "whole_ns")
@@ -72,12 +83,10 @@ def functions(cases: pl.LazyFrame, functions: pl.LazyFrame) -> pl.DataFrame:
     """
     table = by_server(cases, functions)
     remote = pl.col("server").str.starts_with("remote")
+    ns = pl.col("ns")
     sums = table.group_by(*_CELL, "function").agg(
-        *(pl.col("ns").filter(side=side).sum().alias(f"{side}_ns") for side in SIDES),
-        *(
-            pl.col("ns").filter(remote, side=side).sum().alias(f"{side}_remote_ns")
-            for side in SIDES
-        ),
+        *(ns.filter(side=s).sum().round(DECIMALS).alias(f"{s}_ns") for s in SIDES),
+        *(ns.filter(remote, side=s).sum().round(DECIMALS).alias(f"{s}_remote_ns") for s in SIDES),
         whole_ns=pl.first("whole_ns"),
     )
     gain = (pl.col("baseline_ns") - pl.col("series_ns")) / pl.col("whole_ns") * 100
@@ -199,7 +208,7 @@ def _caption(top: pl.DataFrame) -> str:
 _LABELS = 150
 
 
-def _draw(top: pl.DataFrame, width: Width) -> Any:
+def _draw(top: pl.DataFrame, width: Width) -> Drawing:
     tip = pl.format(
         "{}: remote stall {} ns, {} ns with replicas; gain {} % of {} ({})",
         "function",
@@ -211,7 +220,7 @@ def _draw(top: pl.DataFrame, width: Width) -> Any:
     order = top["function"].to_list()
     axis = alt.Axis(minExtent=_LABELS, labelLimit=_LABELS)
     base = alt.Chart(top.with_columns(tip.alias("tip"))).encode(
-        y=alt.Y("function:N", sort=order, title=None, axis=axis), description="tip:N"
+        y=alt.Y("function:N", sort=order, title=None, axis=axis), description=TIP
     )
 
     def x(side: str) -> alt.X:
@@ -222,12 +231,12 @@ def _draw(top: pl.DataFrame, width: Width) -> Any:
         return base.mark_point(filled=True, size=64, opacity=1, color=light(side)).encode(x=x(side))
 
     line = base.mark_rule(strokeWidth=2, color=light("band"))
-    spans = line.encode(x=x("baseline"), x2="series_remote_ns:Q")
-    chart = alt.layer(spans, *map(dot, SIDES)).properties(
-        width=width - _LABELS - MARGIN, height=21 * len(order)
+    spans = line.encode(x=x("baseline"), x2=alt.X2("series_remote_ns:Q"))
+    chart = alt.layer(
+        spans, *map(dot, SIDES), width=width - _LABELS - MARGIN, height=21 * len(order)
     )
     glyphs = [Glyph(side, "circle", side) for side in SIDES]
-    return alt.vconcat(key(glyphs, width, _LABELS), chart)
+    return stacked(key(glyphs, width, _LABELS), chart)
 
 
 def _flame_caption(cell: dict[str, Any]) -> str:
@@ -250,7 +259,7 @@ def _icicles(window: pl.DataFrame, width: Width) -> Any:
         for side in SIDES
     ]
     glyphs = [Glyph(name, "square", SERVERS[name]) for name in present]
-    return alt.vconcat(key(glyphs, width, 0), *charts)
+    return stacked(key(glyphs, width, 0), *charts)
 
 
 def _order(window: pl.DataFrame, whole: float) -> list[str]:
@@ -321,12 +330,17 @@ def _icicle(
     def rects(row: int, **channels: Any) -> Any:
         marks = alt.Chart(laid.filter(row=row)).mark_rect(stroke=light("paper"), strokeWidth=0.5)
         place = {"x": x, "x2": "end:Q", "y": alt.Y("top:Q", scale=y_scale, axis=None)}
-        return marks.encode(**place, y2="bottom:Q", description="tip:N", **channels)
+        return marks.encode(**place, y2=alt.Y2("bottom:Q"), description=TIP, **channels)
 
     above = rects(0, color=alt.value(light("band")))
     return alt.layer(
-        above, rects(1, color=colour), *_names(laid.filter(row=0), scale, y_scale)
-    ).properties(width=plot, height=levels[-1], title=side)
+        above,
+        rects(1, color=colour),
+        *_names(laid.filter(row=0), scale, y_scale),
+        width=plot,
+        height=levels[-1],
+        title=side,
+    )
 
 
 def _names(boxes: pl.DataFrame, x_scale: alt.Scale, y_scale: alt.Scale) -> list[Any]:

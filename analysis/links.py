@@ -14,7 +14,7 @@ from analysis.reference import POLICY
 from analysis.section import Column, Figure, Table
 from analysis.seed_table import with_published
 from analysis.stalls import server
-from analysis.style import MARGIN, SERVERS, Glyph, Width, in_rows, key, light
+from analysis.style import MARGIN, SERVERS, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
 from numarep.units import LINE_BYTES
 
 BASELINE = "baseline"
@@ -159,7 +159,7 @@ _LABELS = 120
 _FAR = SERVERS["remote DRAM"]
 
 
-def _draw(far: pl.DataFrame, width: Width) -> Any:
+def _draw(far: pl.DataFrame, width: Width) -> Drawing:
     wide = width is Width.WIDE
     columns = 2 if wide else 1
     names = far["workload"].unique(maintain_order=True).to_list()
@@ -173,7 +173,7 @@ def _draw(far: pl.DataFrame, width: Width) -> Any:
         Glyph("the kernel's node", "square", _FAR),
         Glyph("other nodes", "square", _FAR, hollow=True),
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), *in_rows(panels, columns, 30))
+    return stacked(key(glyphs, width, _LABELS), *in_rows(panels, columns, 30))
 
 
 def _bars(rows: pl.DataFrame, plot: int, top: float, *, named: bool) -> Any:
@@ -201,10 +201,10 @@ def _bars(rows: pl.DataFrame, plot: int, top: float, *, named: bool) -> Any:
     bars = (
         alt.Chart(shown.with_columns(others=others))
         .mark_bar(size=11, stroke=light(_FAR))
-        .encode(y=y, x=x, fill=fill, order="others:O", description="tip:N")
+        .encode(y=y, x=x, fill=fill, order="others:O", description=TIP)
     )
     ends = shown.group_by("row", maintain_order=True).agg(pl.sum("gb_per_s"))
     texts = alt.Chart(ends).mark_text(align="left", dx=4, fontSize=10, aria=False)
-    numbers = texts.encode(y=y, x="gb_per_s:Q", text=alt.Text("gb_per_s:Q", format=".2f"))
+    numbers = texts.encode(y=y, x=alt.X("gb_per_s:Q"), text=alt.Text("gb_per_s:Q", format=".2f"))
     title = alt.Title(f"{rows['workload'][0]}, cold", fontSize=12)
-    return alt.layer(bars, numbers).properties(width=plot, height=18 * len(order), title=title)
+    return alt.layer(bars, numbers, width=plot, height=18 * len(order), title=title)

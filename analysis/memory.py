@@ -17,7 +17,7 @@ from analysis.cases import study_over
 from analysis.pairs import undisturbed
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
-from analysis.style import MARGIN, Glyph, Width, in_rows, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
 from numarep.units import ENTRY_BYTES
 
 COMMANDS = (
@@ -269,7 +269,7 @@ _PANELS = {
 }
 
 
-def _draw(against: pl.DataFrame, width: Width) -> Any:
+def _draw(against: pl.DataFrame, width: Width) -> Drawing:
     columns = 4 if width is Width.WIDE else 2
     plot = (width - _LABELS - MARGIN - 16 * (columns - 1)) // columns
     shown = against.with_columns(_tip())
@@ -281,7 +281,7 @@ def _draw(against: pl.DataFrame, width: Width) -> Any:
         Glyph("best of its size", "circle", "series"),
         Glyph("another does as well with less", "circle", "series", hollow=True),
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), *in_rows(panels, columns, 16))
+    return stacked(key(glyphs, width, _LABELS), *in_rows(panels, columns, 16))
 
 
 def _tip() -> pl.Expr:
@@ -308,5 +308,7 @@ def _panel(rows: pl.DataFrame, name: str, title: str, plot: int, *, named: bool)
     dots = base.mark_point(size=56, opacity=1, stroke=light("series"))
     return alt.layer(
         stems.encode(x=alt.X("zero:Q"), x2=f"{name}:Q"),
-        dots.encode(x=x, fill=fill, description="tip:N"),
-    ).properties(width=plot, height=19 * rows.height)
+        dots.encode(x=x, fill=fill, description=TIP),
+        width=plot,
+        height=19 * rows.height,
+    )

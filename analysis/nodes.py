@@ -20,7 +20,7 @@ from analysis.pairs import undisturbed
 from analysis.reference import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table, percent
 from analysis.seed_table import with_published
-from analysis.style import MARGIN, Glyph, Width, in_rows, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
 
 COMMAND = "python -m numarep.sweep study=node_scaling out={out}"
 _CELL = ("workload", "cache_state")
@@ -181,7 +181,7 @@ def _caption(table: pl.DataFrame) -> str:
 _LABELS = 34
 
 
-def _draw(table: pl.DataFrame, width: Width) -> Any:
+def _draw(table: pl.DataFrame, width: Width) -> Drawing:
     columns = 4 if width is Width.WIDE else 2
     others = sorted(set(table["replication"]) - {POLICY}, key=lambda name: (name != "lazy", name))
     policies = [POLICY, *others][:2]
@@ -207,7 +207,7 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         if policy in rows["replication"]
     ]
     rows_of_panels = in_rows(panels, columns, 14)
-    return alt.vconcat(key(glyphs, width, _LABELS), *rows_of_panels, spacing=12)
+    return stacked(key(glyphs, width, _LABELS), *rows_of_panels, spacing=12)
 
 
 def _panel(
@@ -249,10 +249,10 @@ def _panel(
         fill = light("series") if policy == POLICY else light("paper")
         layers.append(some.mark_line(color=light("series"), strokeDash=dash, aria=False))
         points = some.mark_point(fill=fill, stroke=light("series"), size=46, opacity=1)
-        layers.append(points.encode(description="tip:N"))
+        layers.append(points.encode(description=TIP))
     ends = shown.filter(replication=policies[0]).sort("nodes")
     numbers = pl.concat([ends.head(1), ends.tail(1)])
     texts = alt.Chart(numbers).mark_text(dy=12, fontSize=10, aria=False)
     layers.append(texts.encode(x=x, y=y, text=alt.Text("a:Q", format=".1f")))
     heading = alt.Title(title, fontSize=12, offset=2)
-    return alt.layer(*layers).properties(width=plot, height=120, title=heading)
+    return alt.layer(*layers, width=plot, height=120, title=heading)

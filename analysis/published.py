@@ -18,7 +18,20 @@ from analysis.pairs import remote_pairs
 from analysis.reference import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
-from analysis.style import BAR, LINE, MARGIN, Glyph, Width, key, light
+from analysis.style import (
+    BAR,
+    LINE,
+    MARGIN,
+    ONE_X,
+    TIP,
+    Drawing,
+    Glyph,
+    Width,
+    beside,
+    key,
+    light,
+    stacked,
+)
 
 _LAYOUT = ("layout", "kernel.layout_seed")
 _CELL = ("workload", "cache_state")
@@ -241,7 +254,7 @@ _KEY = (
 )
 
 
-def _draw(table: pl.DataFrame, width: Width) -> Any:
+def _draw(table: pl.DataFrame, width: Width) -> Drawing:
     states = [s for s in ("hot", "cold") if s in table["cache_state"]]
     wide = width is Width.WIDE
     plot = (width - _LABELS - MARGIN - 14) // 2 if wide else width - _LABELS - MARGIN
@@ -250,8 +263,8 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         _panel(table.filter(cache_state=state), state, names, plot, named=not wide or not i)
         for i, state in enumerate(states)
     ]
-    side = alt.hconcat if wide else alt.vconcat
-    return alt.vconcat(key(_KEY, width, _LABELS), side(*panels).resolve_scale(x="shared"))
+    side = beside if wide else stacked
+    return stacked(key(_KEY, width, _LABELS), side(*panels, **ONE_X))
 
 
 def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named: bool) -> Any:
@@ -264,7 +277,7 @@ def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named
     axis = alt.Axis(minExtent=_LABELS) if named else alt.Axis(labels=False)
     base = alt.Chart(shown).encode(
         y=alt.Y("workload:N", scale=alt.Scale(domain=names), title=None, axis=axis),
-        description="tip:N",
+        description=TIP,
     )
 
     def x(name: str) -> alt.X:
@@ -283,7 +296,7 @@ def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named
     )
     layers = (
         bar("minus_noise", "noise", "band", 18),
-        zero.mark_rule(color=light("zero"), aria=False).encode(x="zero:Q"),
+        zero.mark_rule(color=light("zero"), aria=False).encode(x=alt.X("zero:Q")),
         bar("lower", "upper", "series-band", 10),
         bar("spread_min", "spread_max", "series", 2),
         point("b", "paper"),
@@ -292,7 +305,7 @@ def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named
         label,
     )
     title = f"{state} caches"
-    return alt.layer(*layers).properties(width=plot, height=34 * len(names), title=title)
+    return alt.layer(*layers, width=plot, height=34 * len(names), title=title)
 
 
 def _tip() -> pl.Expr:

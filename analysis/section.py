@@ -6,10 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis.style import Width
+from analysis.style import Drawing, Width
 
-# A draw function gives an Altair chart of any kind, and Altair has no type for all of them.
-Draw = Callable[[Width], Any]
+Draw = Callable[[Width], Drawing]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from analysis.design import TRAJECTORIES, design, problem, varied
 from analysis.pairs import remote_pairs
 from analysis.reference import POLICY
 from analysis.section import Column, Evidence, Figure, Section, Table
-from analysis.style import MARGIN, Glyph, Width, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, key, light, stacked
 
 COMMAND = "python -m analysis.design | python -m numarep.sweep study=sensitivity out={out} points=-"
 _CELL = ("workload", "cache_state", "home_llc")
@@ -184,7 +184,7 @@ _SERVES = {"cold": "dram-remote", "warm": "remote-llc"}  # who then serves what 
 _LEAST = 0.01
 
 
-def _draw(ranked: pl.DataFrame, width: Width) -> Any:
+def _draw(ranked: pl.DataFrame, width: Width) -> Drawing:
     wide = width is Width.WIDE
     labels = 232 if wide else 150
     name = pl.col("parameter").str.split(".").list.tail(4 if wide else 2).list.join(".")
@@ -209,7 +209,7 @@ def _draw(ranked: pl.DataFrame, width: Width) -> Any:
         y=alt.Y("parameter:N", sort=names, title=None, axis=axis),
         yOffset=alt.YOffset("home_llc:N", sort=homes),
         color=alt.Color("home_llc:N", scale=colours, legend=None),
-        description="tip:N",
+        description=TIP,
     )
 
     def x(column: str) -> alt.X:
@@ -218,10 +218,8 @@ def _draw(ranked: pl.DataFrame, width: Width) -> Any:
         scale = alt.Scale(type="log", domain=[_LEAST, top])
         return alt.X(f"{column}:Q", title="effect on the gain, points", axis=ticks, scale=scale)
 
-    ranges = base.mark_rule(strokeWidth=2).encode(x=x("low"), x2="high:Q")
+    ranges = base.mark_rule(strokeWidth=2).encode(x=x("low"), x2=alt.X2("high:Q"))
     dots = base.mark_point(filled=True, size=55, opacity=1).encode(x=x("at"))
-    chart = alt.layer(ranges, dots).properties(
-        width=width - labels - MARGIN, height=26 * len(names)
-    )
+    chart = alt.layer(ranges, dots, width=width - labels - MARGIN, height=26 * len(names))
     glyphs = [Glyph(f"home LLC {home}", "circle", _SERVES[home]) for home in homes]
-    return alt.vconcat(key(glyphs, width, labels), chart)
+    return stacked(key(glyphs, width, labels), chart)

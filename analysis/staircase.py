@@ -11,7 +11,7 @@ import polars as pl
 
 from analysis.section import Column, Figure, Table
 from analysis.stalls import server
-from analysis.style import MARGIN, Glyph, Width, key, light
+from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
 
 COMMAND = "python -m numarep.sweep study=latency_staircase out={out}"
 FOOTPRINT, PAGE = "workload.footprint_bytes", "workload.page"
@@ -131,7 +131,7 @@ _APART = 1.4  # between labels, on the logarithmic axis of a low panel
 _NAMES = 86  # right of a plot: what its lines are
 
 
-def _draw(table: pl.DataFrame, width: Width) -> Any:
+def _draw(table: pl.DataFrame, width: Width) -> Drawing:
     tip = pl.format(
         "{}: {} KiB, {} pages, memory of {} node: {} ns",
         "machine",
@@ -146,10 +146,6 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
     ends = float(drawn.select(pl.min("mib")).item()), float(drawn.select(pl.max("mib")).item())
     plot = (width - MARGIN - 20 * (columns - 1)) // columns - _LABELS - _NAMES
     panels = [_panel(rows, ends, plot, tall=len(machines) == 1) for rows in machines]
-    grid = [
-        alt.hconcat(*panels[start : start + columns], spacing=20)
-        for start in range(0, len(panels), columns)
-    ]
     names = {"own": "own node", "near": "nearer of the other nodes", "remote": "remote node"}
     homes = [home for home in HOMES if home in table["home"]]
     glyphs = [
@@ -157,7 +153,7 @@ def _draw(table: pl.DataFrame, width: Width) -> Any:
         Glyph("2 MiB pages", "M-1.6,-0.15H1.6V0.15H-1.6Z", "ink"),
         Glyph("4 KiB pages", "M-1.6,-0.15H-0.5V0.15H-1.6ZM0.5,-0.15H1.6V0.15H0.5Z", "ink"),
     ]
-    return alt.vconcat(key(glyphs, width, _LABELS), *grid)
+    return stacked(key(glyphs, width, _LABELS), *in_rows(panels, columns, 20))
 
 
 def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bool) -> Any:
@@ -187,9 +183,14 @@ def _panel(rows: pl.DataFrame, ends: tuple[float, float], plot: int, *, tall: bo
         ),
     )
     lines = base.mark_line(strokeWidth=2)
-    points = base.mark_point(filled=True, size=24, opacity=1).encode(description="tip:N")
-    return alt.layer(*_published(rows, ends[1]), lines, points).properties(
-        width=plot, height=300 if tall else 200, title=rows["machine"][0]
+    points = base.mark_point(filled=True, size=24, opacity=1).encode(description=TIP)
+    return alt.layer(
+        *_published(rows, ends[1]),
+        lines,
+        points,
+        width=plot,
+        height=300 if tall else 200,
+        title=rows["machine"][0],
     )
 
 
@@ -205,6 +206,9 @@ def _published(drawn: pl.DataFrame, top: float) -> list[Any]:
     for row in sorted(rows, key=lambda row: row["ns"]):
         below = row["at"] = max(row["ns"], below * _APART)
     marks = alt.Chart(pl.DataFrame(rows))
-    rules = marks.mark_rule(color=light("zero"), strokeDash=[2, 2], aria=False).encode(y="ns:Q")
+    rules = marks.mark_rule(color=light("zero"), strokeDash=[2, 2], aria=False)
     texts = marks.mark_text(align="left", dx=8, color=light("muted"), fontSize=11, aria=False)
-    return [rules, texts.encode(x="mib:Q", y="at:Q", text="name:N")]
+    return [
+        rules.encode(y=alt.Y("ns:Q")),
+        texts.encode(x=alt.X("mib:Q"), y=alt.Y("at:Q"), text=alt.Text("name:N")),
+    ]

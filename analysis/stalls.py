@@ -17,9 +17,26 @@ from analysis import events
 from analysis.reference import MAIN_STUDY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
-from analysis.style import LINE, MARGIN, SERVERS, Glyph, Width, key, light, server_scale
+from analysis.style import (
+    LINE,
+    MARGIN,
+    ONE_X,
+    SERVERS,
+    TIP,
+    Drawing,
+    Glyph,
+    Width,
+    beside,
+    key,
+    light,
+    server_scale,
+    stacked,
+)
 
 SIDES = ("baseline", "series")
+# Decimals of sums in ns: their last bits depend on the order of summation, and so would an order
+# by their differences.
+DECIMALS = 6
 _CELL = ("workload", "cache_state")
 
 
@@ -102,7 +119,7 @@ def _compared(rows: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
         pl.col("stall_ns").filter(side=side).sum().alias(f"{side}_ns") for side in SIDES
     )
     both = pl.col("baseline_ns", "series_ns")
-    means = sums.join(cells, on=_CELL).with_columns(both / pl.col("pairs"))
+    means = sums.join(cells, on=_CELL).with_columns((both / pl.col("pairs")).round(DECIMALS))
     near_to_far = pl.Enum(list(SERVERS))
     compared = means.with_columns(
         (both / pl.col("old_instructions")).name.suffix("_per_instruction"),
@@ -232,7 +249,7 @@ def _caption(served: pl.DataFrame) -> str:
 _LABELS = 92
 
 
-def _draw(served: pl.DataFrame, width: Width) -> Any:
+def _draw(served: pl.DataFrame, width: Width) -> Drawing:
     states = [s for s in ("hot", "cold") if s in served["cache_state"]]
     wide = width is Width.WIDE
     plot = (width - _LABELS - MARGIN - 40) // 2 if wide else width - _LABELS - MARGIN - 10
@@ -241,12 +258,12 @@ def _draw(served: pl.DataFrame, width: Width) -> Any:
         _panel(served.filter(cache_state=state), state, names, plot, named=not wide or not i)
         for i, state in enumerate(states)
     ]
-    side = alt.hconcat(*panels, spacing=36) if wide else alt.vconcat(*panels)
+    side = beside(*panels, spacing=36) if wide else stacked(*panels)
     present = [name for name in SERVERS if name in served["server"]]
     glyphs = [Glyph(name, "square", SERVERS[name]) for name in present]
     glyphs += [Glyph("upper bar: baseline", LINE, "baseline")]
     glyphs += [Glyph("lower bar: series; at the ends: ns per instruction", LINE, "series")]
-    return alt.vconcat(key(glyphs, width, _LABELS), side)
+    return stacked(key(glyphs, width, _LABELS), side)
 
 
 def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named: bool) -> Any:
@@ -264,7 +281,7 @@ def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named
             x=alt.X("share:Q", title="time, % of the baseline's", axis=alt.Axis(tickCount=5)),
             color=alt.Color("server:N", scale=server_scale(present), legend=None),
             order="rank:O",
-            description="tip:N",
+            description=TIP,
         )
     )
     ends = rows.group_by("workload", "side").agg(pl.sum("share", "ns_per_instruction"))
@@ -276,7 +293,7 @@ def _panel(rows: pl.DataFrame, state: str, names: list[str], plot: int, *, named
         .encode(
             y=y,
             yOffset=offset,
-            x="share:Q",
+            x=alt.X("share:Q"),
             text=text,
             color=alt.Color(
                 "side:N",
@@ -316,7 +333,7 @@ def _remote_caption(most: pl.DataFrame) -> str:
     )
 
 
-def _draw_remote(most: pl.DataFrame, width: Width) -> Any:
+def _draw_remote(most: pl.DataFrame, width: Width) -> Drawing:
     cells = most.select("lost", *_CELL).unique().sort("lost", *_CELL, descending=True)
     wide = width is Width.WIDE
     columns = cells.height if wide else 1
@@ -332,9 +349,9 @@ def _draw_remote(most: pl.DataFrame, width: Width) -> Any:
         )
         for i, cell in enumerate(cells.iter_slices(1))
     ]
-    side = alt.hconcat(*panels, spacing=16) if wide else alt.vconcat(*panels)
+    both = beside(*panels, spacing=16, **ONE_X) if wide else stacked(*panels, **ONE_X)
     glyphs = [Glyph(side, "circle", side) for side in SIDES]
-    return alt.vconcat(key(glyphs, width, _LABELS), side.resolve_scale(x="shared"))
+    return stacked(key(glyphs, width, _LABELS), both)
 
 
 def _dumbbells(rows: pl.DataFrame, regions: list[str], plot: int, *, named: bool) -> Any:
@@ -348,7 +365,7 @@ def _dumbbells(rows: pl.DataFrame, regions: list[str], plot: int, *, named: bool
     scale = alt.Scale(domain=regions)
     base = alt.Chart(rows.with_columns(tip.alias("tip"))).encode(
         y=alt.Y("region:N", sort=regions, scale=scale, title=None, axis=axis),
-        description="tip:N",
+        description=TIP,
     )
 
     def x(name: str) -> alt.X:
@@ -360,6 +377,6 @@ def _dumbbells(rows: pl.DataFrame, regions: list[str], plot: int, *, named: bool
         return mark.encode(x=x(side))
 
     line = base.mark_rule(strokeWidth=2, color=light("band"))
-    layers = (line.encode(x=x("baseline"), x2="series:Q"), *map(dot, SIDES))
+    layers = (line.encode(x=x("baseline"), x2=alt.X2("series:Q")), *map(dot, SIDES))
     title = f"{rows['workload'][0]}, {rows['cache_state'][0]} caches"
-    return alt.layer(*layers).properties(width=plot, height=22 * len(regions), title=title)
+    return alt.layer(*layers, width=plot, height=22 * len(regions), title=title)

@@ -12,7 +12,7 @@ light colours, a page replaces each by a CSS variable.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 import vl_convert
+
+Drawing = dict[str, Any]  # Vega-Lite
 
 
 class Width(IntEnum):
@@ -92,6 +94,8 @@ class Glyph:
 
 # Right of every plot, for labels and padding.
 MARGIN = 16
+ONE_X = {"resolve": {"scale": {"x": "shared"}}}  # of drawings side by side
+TIP = alt.Description("tip:N")  # a mark's exact values
 BAR = "M-1.6,-0.55H1.6V0.55H-1.6Z"
 LINE = "M-1.6,-0.18H1.6V0.18H-1.6Z"
 
@@ -154,14 +158,35 @@ def key(glyphs: Sequence[Glyph], width: Width, indent: int = 0) -> Any:
         stroke=alt.Stroke("stroke:N", scale=None),
     )
     texts = alt.Chart(frame).mark_text(align="left", dx=14, aria=False)
-    labels = texts.encode(x=x, y=y, text="label:N")
-    return (shapes + labels).properties(width=plot, height=19 * rows, view=_NO_FRAME)
+    labels = texts.encode(x=x, y=y, text=alt.Text("label:N"))
+    return alt.layer(shapes, labels, width=plot, height=19 * rows, view=_NO_FRAME)
 
 
-def in_rows(panels: Sequence[Any], columns: int, spacing: int) -> list[Any]:
+def beside(*charts: Any, **options: Any) -> Drawing:
+    """Put charts and drawings side by side; the options are Vega-Lite's."""
+    return _joined("hconcat", charts, options)
+
+
+def stacked(*charts: Any, **options: Any) -> Drawing:
+    """Put charts and drawings one below the other; the options are Vega-Lite's."""
+    return _joined("vconcat", charts, options)
+
+
+def _joined(how: str, charts: Sequence[Any], options: Mapping[str, Any]) -> Drawing:
+    # Not by Altair, which copies all that its concatenations hold, at each level several times.
+    datasets: dict[str, Any] = {}
+    specs = []
+    for chart in charts:
+        spec = chart if isinstance(chart, dict) else chart.to_dict(validate=False)
+        datasets |= spec.get("datasets", {})
+        specs.append({k: v for k, v in spec.items() if k not in _OF_TOP})
+    return {how: specs, **options, "datasets": datasets}
+
+
+def in_rows(panels: Sequence[Any], columns: int, spacing: int) -> list[Drawing]:
     """Put panels side by side, so many a row."""
     starts = range(0, len(panels), columns)
-    return [alt.hconcat(*panels[at : at + columns], spacing=spacing) for at in starts]
+    return [beside(*panels[at : at + columns], spacing=spacing) for at in starts]
 
 
 def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
@@ -178,11 +203,12 @@ def _placed(glyphs: Sequence[Glyph], width: Width) -> list[dict[str, Any]]:
     return placed
 
 
+_OF_TOP = ("$schema", "config", "datasets")  # what a chart has only as a whole drawing
 _NO_FRAME = alt.ViewConfig(stroke=None, fill=None)
 
 
-def finished(chart: Any) -> dict[str, Any]:
-    """Return a chart as Vega-Lite with the theme of all figures."""
+def finished(drawing: Drawing) -> Drawing:
+    """Add the theme of all figures, at the precision of a picture."""
     axis = {
         "domain": False,
         "ticks": False,
@@ -197,8 +223,7 @@ def finished(chart: Any) -> dict[str, Any]:
         "labelFlush": False,
     }
     text = {"fontSize": 12, "color": light("ink")}
-    spec: dict[str, Any] = chart.to_dict()
-    spec["datasets"] = {n: [_rounded(r) for r in rows] for n, rows in spec["datasets"].items()}
+    datasets = {n: [_rounded(r) for r in rows] for n, rows in drawing["datasets"].items()}
     config = {
         "font": FONT,
         "view": {"stroke": None},
@@ -210,7 +235,8 @@ def finished(chart: Any) -> dict[str, Any]:
         "concat": {"spacing": 14},
         "legend": {"labelColor": light("ink"), "titleColor": light("muted"), "labelFontSize": 12},
     }
-    return spec | {"config": config, "background": light("paper"), "padding": 4}
+    top = {"config": config, "background": light("paper"), "padding": 4, "datasets": datasets}
+    return drawing | top
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -218,9 +244,9 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
-def svg(chart: Any) -> str:
-    """Draw a chart as SVG, in light colours on light paper."""
-    return str(vl_convert.vegalite_to_svg(finished(chart)))
+def svg(drawing: Drawing) -> str:
+    """Draw as SVG, in light colours on light paper."""
+    return str(vl_convert.vegalite_to_svg(finished(drawing)))
 
 
 def png(drawing: str) -> bytes:

@@ -2,7 +2,7 @@
 
 `python -m tests.agreement RESULTS`, in a checkout, writes the table: reports only read it.
 
->>> of([]).columns == list(SCHEMA)
+>>> of([], []).columns == list(SCHEMA)
 True
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.section import Column, Table
+from analysis.section import UNREADABLE, Column, Table, first_line
 
 FILE = "agreement.parquet"
 COMMAND = "python -m tests.agreement {out}"
@@ -28,11 +28,18 @@ SCHEMA = {
 }
 
 
-def of(paths: Sequence[Path]) -> pl.DataFrame:
-    """Return the comparisons that some results folders hold, schema `SCHEMA`."""
-    files = [path / FILE for path in paths if (path / FILE).exists()]
-    read = [pl.read_parquet(file, columns=list(SCHEMA)) for file in files]
-    return pl.concat([pl.DataFrame(schema=SCHEMA), *read]).unique(maintain_order=True)
+def of(paths: Sequence[Path], notes: list[str]) -> pl.DataFrame:
+    """Return the comparisons that some results folders hold, schema `SCHEMA`.
+
+    Files that can't be read, or hold other columns, are left out and noted.
+    """
+    found = [pl.DataFrame(schema=SCHEMA)]
+    for file in (path / FILE for path in paths if (path / FILE).exists()):
+        try:
+            found.append(pl.read_parquet(file, columns=list(SCHEMA)).match_to_schema(SCHEMA))
+        except UNREADABLE as error:
+            notes.append(f"{file}: left out: {first_line(error)}")
+    return pl.concat(found).unique(maintain_order=True)
 
 
 def sentence(table: pl.DataFrame) -> str:

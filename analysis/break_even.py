@@ -61,11 +61,14 @@ def surface(cases: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _whole(study: pl.DataFrame) -> pl.DataFrame:
-    """Keep the grid: the ratios run for most LLC sizes, and the sizes that have all those."""
+    """Keep the grid: the ratios run for most LLC sizes, and of each cell the sizes that have all.
+
+    A sweep cut short, or failed runs, leave holes; of a line with a hole no zero is told.
+    """
     sizes = pl.col(LLC).n_unique().over("rho")
     grid = study.filter(sizes == sizes.max())
     ratios = pl.col("rho").n_unique()
-    return grid.filter(ratios.over(LLC) == ratios)
+    return grid.filter(ratios.over(*_CELL, LLC) == ratios)
 
 
 def break_even(table: pl.DataFrame) -> pl.DataFrame:

@@ -88,11 +88,9 @@ def cases(runs: pl.LazyFrame) -> pl.LazyFrame:
         some are and some not; and one column for each setting that varies. Held in memory: a
         second question costs no second decoding.
     """
-    template = _template(runs)
-    settings = dict(leaves(template)) if template else {}
     table = cut = runs.with_columns(_pieces())
     for piece in _PIECES:
-        decoded = _decoded(cut, piece, template, settings).lazy()
+        decoded = _decoded(cut, piece).lazy()
         table = table.join(decoded, on=_key(piece), how="left", maintain_order="left")
     there = set(table.collect_schema().names())
     plain = dict(_PLAIN.values())
@@ -160,13 +158,13 @@ def leaves(
     ]
 
 
-def _template(runs: pl.LazyFrame) -> dict[str, Any]:
-    """Merge one spec of every combination of names: same names, same shape."""
-    names = ("machine", "kernel", "workload", "replication")
-    specs = runs.group_by(names).agg(pl.col("spec").min()).collect(engine="streaming")["spec"]
+def _template(pieces: pl.Series) -> dict[str, Any]:
+    """Merge one piece of every shape: what is null or shorter in one may be there in another."""
+    counts = [pieces.str.count_matches(mark, literal=True).alias(mark) for mark in ("null", ",")]
+    shapes = pl.DataFrame([pieces.alias("piece"), *counts]).drop_nulls()
     merged: dict[str, Any] = {}
-    for spec in specs.drop_nulls().sort():
-        merged = _merge(merged, json.loads(spec))
+    for piece in shapes.group_by("null", ",").agg(pl.min("piece"))["piece"].sort():
+        merged = _merge(merged, json.loads(piece))
     return merged
 
 
@@ -218,9 +216,7 @@ def _key(piece: str) -> str:
     return f"{piece}_key"
 
 
-def _decoded(
-    table: pl.LazyFrame, piece: str, template: Mapping[str, Any], settings: Mapping[str, pl.Expr]
-) -> pl.DataFrame:
+def _decoded(table: pl.LazyFrame, piece: str) -> pl.DataFrame:
     """Decode the different pieces of one kind: the settings that vary between them, by hash."""
     different = (
         table.select(_key(piece), piece)
@@ -230,14 +226,17 @@ def _decoded(
     )
     inside = pl.col(piece).cast(pl.String).str.strip_chars(", ")
     whole = pl.concat_str(pl.lit("{"), inside, pl.lit("}"))
-    wide = different.with_columns(whole.str.json_decode(_dtype(template)).alias(_SPEC))
+    pieces = different.select(_key(piece), inside=inside, whole=whole)
+    template = _template(pieces["whole"])
+    settings = dict(leaves(template))
+    wide = pieces.with_columns(pl.col("whole").str.json_decode(_dtype(template)).alias(_SPEC))
     columns = [leaf.alias(name) for name, leaf in settings.items()]
     found = wide.select(*columns, *_matrix(settings))
     kept = [values for values in found if _kept(values)]
     if any(values.name == _DETAIL for values in kept):
-        without = inside.str.replace(rf'"{_DETAIL}": ?(true|false),? ?', "").hash()
+        without = pl.col("inside").str.replace(rf'"{_DETAIL}": ?(true|false),? ?', "").hash()
         kept.append(wide.select(without.alias(_SAME[0])).to_series())
-    return pl.DataFrame([wide[_key(piece)], *kept])
+    return pl.DataFrame([pieces[_key(piece)], *kept])
 
 
 def _kept(values: pl.Series) -> bool:

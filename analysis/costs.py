@@ -151,7 +151,7 @@ def used_up(cases: pl.LazyFrame) -> pl.DataFrame:
         return pl.DataFrame()
     one = chosen.row(0, named=True)
     own = table.filter(
-        pl.col("machine") == one["machine"],
+        pl.col("machine").eq_missing(one["machine"]),
         pl.col("replication") == one["replication"],
         pl.col("ns") > FREE_NS,
     )

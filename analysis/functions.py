@@ -48,6 +48,9 @@ def by_server(cases: pl.LazyFrame, functions: pl.LazyFrame) -> pl.DataFrame:
         `whole_ns`, the baseline's time. Empty where the runs were not counted by function.
     """
     chosen = reference(cases)
+    counted = functions.select("run_id").unique().collect(engine="streaming")
+    for side in ("run_id", "old_run_id"):  # else a window would have one side, or sides unlike
+        chosen = chosen.join(counted, left_on=side, right_on="run_id", how="semi")
     found = (
         functions.join(sides_of(chosen).lazy(), on="run_id")
         .with_columns(
@@ -187,6 +190,12 @@ _HOW = (
 def _answer(table: pl.DataFrame, cell: dict[str, Any]) -> str:
     rows = table.filter(**cell)
     gained = rows.filter(pl.col("gain") > 0)
+    if gained.is_empty():
+        least = rows.sort("gain").row(0, named=True)
+        return (
+            f"No function gains on {cell['workload']} ({cell['cache_state']}); "
+            f"{least['function']} loses most, {percent(-least['gain'])} of the time."
+        )
     total = sum(gained["gain"])
     needed = int((gained["gain"].cum_sum() < total / 2).sum()) + 1
     first = gained.head(3)["function"].to_list()

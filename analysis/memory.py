@@ -83,7 +83,7 @@ def _runs(cases: pl.LazyFrame) -> pl.DataFrame:
     """Return the replicated runs of one workload, each policy's own settings only."""
     nodes = pl.col("table_pages_per_node").list.len().cast(pl.Int64)
     studies = study_over(undisturbed(cases), (), by=("machine", "replication", BUILT_FOR))
-    together = studies.with_columns(nodes=nodes)
+    together = studies.with_columns(nodes=nodes).drop_nulls("nodes")
     kinds = together.group_by("workload").agg(pl.struct(_KIND).n_unique().alias("kinds"))
     most = kinds.sort("kinds", "workload", descending=[True, False]).head(1)
     return together.join(most, on="workload", how="semi").select("run_id", *_KIND)
@@ -119,7 +119,7 @@ def policies(cases: pl.LazyFrame, account: pl.LazyFrame) -> pl.DataFrame:
         return pl.DataFrame()
     machine = chosen["machine"][0]
     gains = _gains(cases, machine)
-    own = table.filter(machine=machine)
+    own = table.filter(pl.col("machine").eq_missing(machine))
     usual = own.select(pl.col(BUILT_FOR).mode().min()).item()
     own = own.filter(pl.col(BUILT_FOR).eq_missing(usual))
     both = own.select("replication", "node_mib", "modules_kib", "process_kib").join(
@@ -133,7 +133,7 @@ def policies(cases: pl.LazyFrame, account: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _gains(cases: pl.LazyFrame, machine: str) -> pl.DataFrame:
-    found = undisturbed(cases, pl.col("machine") == machine)
+    found = undisturbed(cases, pl.col("machine").eq_missing(machine))
     studies = study_over(found, (), by=("replication",))
     cells = studies.group_by("replication", *_CELL).agg(pl.mean("a"))
     everywhere = pl.col("replication").n_unique().over(_CELL) == cells["replication"].n_unique()
@@ -141,6 +141,7 @@ def _gains(cases: pl.LazyFrame, machine: str) -> pl.DataFrame:
         cells.filter(everywhere)
         .group_by("replication")
         .agg(cold=pl.col("a").filter(cache_state="cold").mean(), worst=pl.min("a"))
+        .drop_nulls("cold")
     )
 
 

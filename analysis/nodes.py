@@ -50,6 +50,8 @@ def nodes(cases: pl.LazyFrame) -> pl.DataFrame:
         replicas_mib=pl.first("replica_bytes_per_node").list.sum() / 2**20,
     )
     means = seeds.group_by(_PLACE).agg(pl.mean("rho", "a", "cost", "tables_kib", "replicas_mib"))
+    several = pl.col("nodes").n_unique().over(*_CELL, "replication") > 1
+    means = means.drop_nulls("a").filter(several)
     return with_published(means, "nodes", "machine").drop("published")
 
 

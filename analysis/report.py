@@ -24,7 +24,7 @@ from analysis import (
 )
 from analysis.command import publish
 from analysis.page import Report
-from analysis.section import Evidence, listed
+from analysis.section import UNREADABLE, Evidence, Section, first_line, listed
 from analysis.sources import Sources, open_sources
 
 TITLE = "Replicating a kernel's read-only memory on every NUMA node: gain and cost"
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_report(sources: Sources, paths: Sequence[str]) -> Report:
     """Ask every question of the evidence."""
     evidence = sources.evidence
-    answered = [question.section(evidence) for question in QUESTIONS]
+    answered = [_asked(question, sources) for question in QUESTIONS]
     return Report(
         TITLE,
         _subject(evidence),
@@ -74,6 +74,18 @@ def build_report(sources: Sources, paths: Sequence[str]) -> Report:
         sources.notes,
         f"python -m analysis.report {' '.join(paths)}",
     )
+
+
+def _asked(question: ModuleType, sources: Sources) -> Section:
+    """Ask one question; where what it needs is damaged, say so and let the others be answered."""
+    try:
+        answer: Section = question.section(sources.evidence)
+        return answer
+    except UNREADABLE as error:
+        number, name = QUESTIONS.index(question) + 1, question.__name__.rpartition(".")[2]
+        said = f"what it needs can't be read: {first_line(error)}"
+        sources.notes.append(f"question {number}: {said}")
+        return Section(number, name, "Not answered", missing=said)
 
 
 def _subject(evidence: Evidence) -> str:

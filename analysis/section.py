@@ -8,6 +8,8 @@ import polars as pl
 
 from analysis.style import Drawing, Width
 
+# What reading a damaged file can end in: a footer may be sound and what lies behind it not.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 Draw = Callable[[Width], Drawing]
 
 
@@ -99,6 +101,15 @@ def percent(value: float | None) -> str:
         return "unknown"
     text = f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
     return ("0.0" if text == "\N{MINUS SIGN}0.0" else text) + " %"
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return an error's first line: Polars adds its plan below.
+
+    >>> first_line(ValueError("what\nwhere"))
+    'what'
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def listed(words: list[str]) -> str:

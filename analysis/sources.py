@@ -15,14 +15,12 @@ import pyarrow.parquet as pq
 
 from analysis import agreement
 from analysis.cases import cases
-from analysis.section import Evidence
+from analysis.section import UNREADABLE, Evidence, first_line
 from numarep.results import (
     DETAILS,
     EVENTS,
     KEYS,
     MANIFEST,
-    RUNS,
-    RUNS_FILE,
     TABLES,
     ResultsError,
     file_of,
@@ -66,12 +64,12 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     runs = list(found.values())
     details = {name: [_details(path, name, notes) for path in found] for name in DETAILS}
     together = _once(runs, ["run_id"])
-    table = cases(together)
+    table = _cases(together)
     notes += _failures(table)
     once = {name: _once(each, TABLES[name].names[: KEYS[name]]) for name, each in details.items()}
     events = together.select("run_id", *EVENTS)
     read = {str(path): manifests[str(path)] for path in found}
-    compared = agreement.of(list(found))
+    compared = agreement.of(list(found), notes)
     evidence = Evidence(table, events, **once, manifests=read, agreement=compared)
     return Sources(evidence, together, notes)
 
@@ -106,29 +104,49 @@ def _one_model(
 def _runs(path: Path, notes: list[str]) -> pl.LazyFrame | None:
     try:
         runs = scan_runs(path)
-        notes += _lacking(path / RUNS_FILE, RUNS.names)
+        notes += _lacking(path, "runs")
         return runs
     except ResultsError as error:
         notes.append(str(error))
         return None
 
 
+def _cases(runs: pl.LazyFrame) -> pl.LazyFrame:
+    try:
+        return cases(runs)
+    except UNREADABLE as error:
+        raise ResultsError(f"runs can't be read: {first_line(error)}") from error
+
+
 def _details(path: Path, name: str, notes: list[str]) -> pl.LazyFrame:
     try:
         details = _SCANS[name](path)
-        notes += _lacking(path / file_of(name), TABLES[name].names)
+        notes += _lacking(path, name)
         return details
     except ResultsError as error:
         notes.append(f"{error}; {_LOST[name]}")
         return pl.LazyFrame(pl.DataFrame(TABLES[name].empty_table()))
 
 
-def _lacking(file: Path, names: list[str]) -> list[str]:
-    """Note the columns a file lacks: they read as unknown."""
+def _lacking(path: Path, name: str) -> list[str]:
+    """Note the columns a table lacks: they read as unknown.
+
+    Raises
+    ------
+    ResultsError
+        If one of them tells its rows apart.
+    """
+    file = path / file_of(name)
     if not file.exists():  # a sweep is under way: shards hold the runs
         return []
-    lacking = [name for name in names if name not in pq.read_schema(file).names]
-    return [f"{file}: no column {', '.join(lacking)}; taken as unknown"] if lacking else []
+    there = pq.read_schema(file).names
+    lacking = [column for column in TABLES[name].names if column not in there]
+    if not lacking:
+        return []
+    said = f"{file}: no column {', '.join(lacking)}"
+    if set(lacking) & set(TABLES[name].names[: KEYS[name]]):
+        raise ResultsError(f"{said}, so its rows can't be told apart")
+    return [f"{said}; taken as unknown"]
 
 
 def _once(frames: list[pl.LazyFrame], key: list[str]) -> pl.LazyFrame:

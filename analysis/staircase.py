@@ -42,7 +42,8 @@ def staircase(cases: pl.LazyFrame) -> pl.DataFrame:
     l1_ns = pl.col("machine.latency.l1_cycles") / ghz
     page = pl.col(PAGE) if PAGE in cases.collect_schema().names() else pl.lit("")
     return (
-        cases.filter(pl.col("status") == "ok", pl.col(FOOTPRINT).is_not_null())
+        cases.filter(pl.col("status") == "ok")
+        .drop_nulls([FOOTPRINT, "cpu_node", "master_node", "time_ns", "references"])
         .select(
             "run_id",
             "machine",
@@ -91,7 +92,7 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
         value_name="published_ns",
     )
     order = ("machine", "load_ns", "footprint_bytes", "run_id")
-    ranked = rows.join(shares, on=["run_id", "server"]).sort(order)
+    ranked = rows.drop_nulls("published_ns").join(shares, on=["run_id", "server"]).sort(order)
     level = ["machine", "server", "published_ns"]
     first = ranked.unique(level, keep="first", maintain_order=True)
     return first.select(
@@ -105,13 +106,15 @@ def plateaus(table: pl.DataFrame, counts: pl.LazyFrame, cases: pl.LazyFrame) -> 
     )
 
 
-def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, Table]:
-    """Return the staircase's figure and table."""
-    apart = max(abs(value) for value in steps["difference"])
-    caption = (
-        "Latency of a load in a pointer chase, by footprint. Where one level serves nearly all "
-        f"loads, its published latency comes back within {apart:.1f} %; 4 KiB pages add page walks."
-    )
+def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, list[Table]]:
+    """Return the staircase's figure, and its table unless nothing says who served the loads."""
+    caption = "Latency of a load in a pointer chase, by footprint; 4 KiB pages add page walks."
+    if steps.height:
+        apart = max(abs(value) for value in steps["difference"])
+        caption += (
+            " Where one level serves nearly all loads, its published latency comes back within "
+            f"{apart:.1f} %."
+        )
     columns = {
         "machine": Column("machine"),
         "server": Column("served by"),
@@ -123,7 +126,7 @@ def shown(table: pl.DataFrame, steps: pl.DataFrame) -> tuple[Figure, Table]:
     }
     below = "Published latencies beside the chase's, each where that level serves nearly all loads"
     figure = Figure("staircase", caption, lambda width: _draw(table, width))
-    return figure, Table("staircase", below, steps, columns)
+    return figure, [Table("staircase", below, steps, columns)] if steps.height else []
 
 
 _LABELS = 40

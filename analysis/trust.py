@@ -218,9 +218,9 @@ def section(evidence: Evidence) -> Section:
         missing.append("no pointer chase, so no latency staircase")
         commands.append(STAIRCASE_STUDY)
     else:
-        figure, table = shown(steps, plateaus(steps, evidence.counts, evidence.cases))
+        figure, steps_table = shown(steps, plateaus(steps, evidence.counts, evidence.cases))
         figures.append(figure)
-        tables.append(table)
+        tables += steps_table
     return Section(
         10,
         "trust",

@@ -3,16 +3,22 @@
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import altair as alt
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from analysis import agreement, compare, page, report, style, trust
 from analysis.section import Column, Section, Table
 from analysis.sources import open_sources
+from numarep.results import EVENTS, TABLES
 from tests.analysis import made
 
 RUNS, COUNTS, MANIFEST = "runs.parquet", "counts.parquet", "manifest.json"
@@ -174,12 +180,23 @@ def test_a_missing_column_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert pl.read_csv(path / "report" / "tables" / "published.csv")["a"].null_count() == 0
 
 
-@pytest.mark.parametrize("column", ["spec", "time_ns", "pair_id", "workload", "master_node"])
-def test_no_missing_column_ends_a_report(tmp_path: Path, column: str) -> None:
+@pytest.mark.parametrize("table", TABLES)
+def test_no_missing_column_ends_a_report(results: Path, tmp_path: Path, table: str) -> None:
+    path = shutil.copytree(results, tmp_path / "lacking")
+    whole = pq.read_table(path / f"{table}.parquet")
+    for column in sorted(set(TABLES[table].names) - {"run_id", *EVENTS[1:]}):
+        pq.write_table(whole.drop_columns([column]), path / f"{table}.parquet")
+        answered = report.build_report(open_sources([path]), [str(path)])
+        assert f"no column {column}" in "".join(answered.notes)
+
+
+def test_runs_without_ids_are_no_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = few(tmp_path / "lacking")
-    pq.write_table(pq.read_table(path / RUNS).drop_columns([column]), path / RUNS)
-    assert report.main([str(path)]) == 0
-    assert f"no column {column}" in (path / "report" / "summary.md").read_text()
+    pq.write_table(pq.read_table(path / RUNS).drop_columns(["run_id"]), path / RUNS)
+    assert report.main([str(path)]) == 2
+    assert "no column run_id, so its rows can't be told apart" in capsys.readouterr().err
 
 
 def test_without_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +214,43 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"{path / name}: not readable" in capsys.readouterr().err
         page_there = (path / "report" / "report.html").exists()
         assert page_there == (code == 0)
+
+
+def test_damage_behind_a_sound_footer_ends_a_question_and_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = few(tmp_path / "damaged")
+    file = path / "memory.parquet"
+    start = pq.read_metadata(file).row_group(0).column(0).data_page_offset
+    damaged = bytearray(file.read_bytes())
+    damaged[start : start + 20] = bytes(20)
+    file.write_bytes(damaged)
+    assert report.main([str(path)]) == 0
+    assert "question 7: what it needs can't be read" in capsys.readouterr().err
+    assert pl.read_csv(path / "report" / "tables" / "published.csv")["a"].null_count() == 0
+
+
+def test_damaged_agreement_is_left_out(tmp_path: Path) -> None:
+    path = few(tmp_path / "damaged")
+    (path / agreement.FILE).write_bytes(b"PAR1")
+    sources = open_sources([path])
+    assert sources.evidence.agreement.is_empty()
+    assert agreement.FILE in "".join(sources.notes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), share=st.sampled_from((0.02, 0.1, 0.5, 0.9)))
+def test_any_part_of_a_sweep_makes_a_report(results: Path, seed: int, share: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(results / MANIFEST, folder)
+        runs = pl.read_parquet(results / RUNS).sample(fraction=share, seed=seed)
+        ids = pa.array(runs["run_id"].to_list())
+        for file in results.glob("*.parquet"):
+            kept = pq.read_table(file, filters=pc.is_in(pc.field("run_id"), ids))
+            pq.write_table(kept, Path(folder) / file.name)
+        answered = report.build_report(open_sources([Path(folder)]), [folder])
+    assert [section.number for section in answered.sections] == list(range(1, 12))
+    assert not answered.notes
 
 
 def test_failed_runs_are_counted_and_named(tmp_path: Path) -> None:

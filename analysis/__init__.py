@@ -11,7 +11,7 @@ function that returns a frame:
 - `break_even.surface`: over latency ratio, LLC size and workload;
 - `nodes.nodes`, `nodes.traffic`: gain, cost and traffic from 2 to 8 nodes;
 - `memory.memory`, `memory.policies`: memory by policy, and against gain;
-- `costs.costs`, `costs.used_up`: what an operation costs, and the rate that uses up a gain;
+- `operations.costs`, `costs.used_up`: what an operation costs, and the rate that uses up a gain;
 - `sensitivity.sensitivity`: which assumed parameters move the gain;
 - `trust.checks`: laws and null tests the results must pass;
 - `own.own`: machines, kernels and workloads beside the published study's.

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import BASELINE, remote_pairs, undisturbed
+from analysis.pairs import BASELINE, remote_pairs, same_seeds, undisturbed
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.seed_table import with_published
@@ -99,14 +99,15 @@ def switches(cases: pl.LazyFrame) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        `replication`, `workload`, `cache_state`; `a`, its gain in %, mean over capture seeds;
-        `beside`, that less the series' own, in points. Policies that are the series with a switch
+        `replication`, `workload`, `cache_state`; `a`, its gain in %, mean over the capture seeds
+        of most policies; `beside`, that less the series' own, in points; the policy that gains
+        most on average first. Policies that are the series with a switch
         set (BPF images, lazy roots, Mitosis, ...) and those with parts left out alike; only
         those run in all cells that the series was. Empty without another policy than the series.
     """
     chosen = reference(cases)
     same = pl.col("machine").is_in(chosen["machine"].unique().to_list())
-    studies = study_over(undisturbed(cases, same), (), by=("replication",))
+    studies = same_seeds(study_over(undisturbed(cases, same), (), by=("replication",)))
     kinds = (*_CELL, "seed")
     runs = studies.group_by("replication", *kinds).agg(pl.mean("a"))
     series = runs.filter(replication=POLICY).select(*kinds, series="a")
@@ -120,7 +121,9 @@ def switches(cases: pl.LazyFrame) -> pl.DataFrame:
     both = cells.filter(pl.len().over("replication") == pl.len().over("replication").max())
     if both["replication"].n_unique() < 2:
         return both.clear()
-    return with_published(both, "replication").drop("published")
+    means = pl.mean("beside").over("replication").round(6)
+    ordered = with_published(both, "replication").drop("published")
+    return ordered.sort(means, descending=True, maintain_order=True)
 
 
 def section(evidence: Evidence) -> Section:
@@ -172,7 +175,7 @@ _SWITCH_COLUMNS = {
     "a": Column("A, %", 2),
     "beside": Column("beside the series, points", 2),
 }
-_SWITCH_CAPTION = "Every policy beside the series"
+_SWITCH_CAPTION = "Every policy beside the series, best first"
 
 
 def _switch_caption(others: pl.DataFrame) -> str:
@@ -203,7 +206,7 @@ def _switch_answer(others: pl.DataFrame) -> str:
 def _draw_switches(others: pl.DataFrame, width: Width) -> Drawing:
     cells = others.with_columns(column=pl.format("{}, {}", *_CELL), gain="a", row="replication")
     order = cells["column"].unique(maintain_order=True).to_list()
-    names = sorted(cells["row"].unique(), key=lambda name: (name != POLICY, name))
+    names = sorted(cells["row"].unique(maintain_order=True), key=lambda name: name != POLICY)
     return _heat(cells, names, order, width, labels=92, slant=-55 if width is Width.WIDE else -90)
 
 
@@ -277,8 +280,9 @@ def _heat(
         color=alt.Color("gain:Q", scale=gain_scale(), legend=None), description=TIP
     )
     strong = (alt.datum.gain > STEPS[-1]) | (alt.datum.gain < STEPS[0])
-    numbers = base.mark_text(fontSize=12 if room > 45 else 10, aria=False).encode(
-        text=alt.Text("gain:Q", format=".1f" if room > 32 else ".0f"),
+    size = 12 if room > 45 else 10 if room > 32 else 9
+    numbers = base.mark_text(fontSize=size, aria=False).encode(
+        text=alt.Text("gain:Q", format=".1f"),
         color=alt.condition(strong, alt.value(light("paper")), alt.value(light("ink"))),
     )
     layers = (boxes, numbers) if room > 20 else (boxes,)

@@ -1,10 +1,7 @@
 """Question 8: what keeping copies costs an operation, and the rate at which that uses up the gain.
 
-The rate studies do an operation a growing number of times in an otherwise unchanged window. What
-each one costs is the slope: extra time of the replicated run between the lowest and the highest
-rate, over the operations between them. A fork is also there as captured, with all that it evicts:
-the loop of forks with costs charged, less with costs waived. A gain of g % is used up by
-g / 100 / cost operations a second.
+A gain of g % is used up by g / 100 / cost operations a second; costs are those of
+`analysis.operations`.
 
 >>> frame = pl.DataFrame({"a": [25.0], "ns": [500.0]})
 >>> frame.select(_used_up()).item()
@@ -12,126 +9,17 @@ g / 100 / cost operations a second.
 """
 
 import math
-from typing import NamedTuple
 
 import altair as alt
 import polars as pl
 
-from analysis.cases import study_over
-from analysis.pairs import remote_pairs
+from analysis.operations import FORK_LOOP, FREE_NS, OPERATIONS, costs, long, short
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, key, light, stacked
 
-RATE = "workload.disturbance.per_iteration"
 STUDIES = ("ablation", "fork_rate", "patch_rate", "module_rate", "pgd_sync_rate", "visitor")
 COMMANDS = tuple(f"python -m numarep.sweep study={study} out={{out}}" for study in STUDIES)
-FORK_LOOP = "fork_1024"  # each of its iterations is a fork and its exit
-
-
-class Operation(NamedTuple):
-    """One operation: its name, the same in a sentence, and the study that measures it."""
-
-    short: str
-    long: str
-    study: str
-
-
-# By name in `numarep.replication.scenarios`, and the loop of forks as captured.
-OPERATIONS = {
-    "module": Operation("module load", "a module loaded and unloaded", "module_rate"),
-    FORK_LOOP: Operation("fork + exit, captured", "a captured fork and exit", "ablation"),
-    "patch": Operation("text patch", "a site of text patched", "patch_rate"),
-    "fork_tree": Operation("fork + exit, bare", "a bare fork and exit", "fork_rate"),
-    "slots": Operation("PGD slot", "a PGD slot filled and cleared", "pgd_sync_rate"),
-    "threads": Operation("threads", "threads put on all nodes and off", "fork_rate"),
-    "visitor": Operation("visit", "a visit to every node", "visitor"),
-}
-# Below this an operation costs nothing that a clock could show.
-FREE_NS = 0.05
-_OF = ("operation", "replication", "machine")
-_KIND = (*_OF, "nodes")
-
-
-def costs(cases: pl.LazyFrame) -> pl.DataFrame:
-    """Return what replication adds to one operation, on CPUs of other nodes than the kernel's.
-
-    Returns
-    -------
-    DataFrame
-        `operation`, a key of `OPERATIONS` or what the spec calls it; `replication`; `machine` and
-        its `nodes`; `ns` and `instructions` each operation costs more than without replicas, means
-        over capture seeds; `bent`, how far the rates between lie off the line, in % of the highest
-        rate's cost, and `rates`, how many there are (null where there was no need of rates).
-        Empty without two rates of one operation.
-    """
-    found = remote_pairs(cases).filter(pl.col("layout") != "permuted")
-    found = found.with_columns(nodes=pl.col("table_pages_per_node").list.len().cast(pl.Int64))
-    means = pl.concat([_by_rate(found), _by_waiving(found)])
-    order = pl.Enum([*OPERATIONS, *sorted(set(means["operation"]) - set(OPERATIONS))])
-    return means.sort(
-        pl.col("operation").cast(order),
-        pl.col("replication") != POLICY,
-        "replication",
-        "nodes",
-        "machine",
-    )
-
-
-def _by_rate(found: pl.DataFrame) -> pl.DataFrame:
-    disturbed = found.filter(pl.col("operation").is_not_null())
-    per_run = study_over(disturbed, (RATE,), by=_OF, least=2).with_columns(
-        done=pl.col(RATE) * pl.col("iterations"),
-        extra_ns=pl.col("time_ns") - pl.col("old_time_ns"),
-        extra=(pl.col("instructions") - pl.col("old_instructions")).cast(pl.Float64),
-    )
-    # A seed counts where it has several rates, or it has no slope.
-    by_seed = (
-        per_run.group_by(*_KIND, "seed")
-        .agg(ns=_slope("extra_ns"), instructions=_slope("extra"), bent=_bent(), rates=_rates())
-        .filter(pl.col("rates") > 1)
-    )
-    return by_seed.group_by(_KIND).agg(
-        pl.mean("ns", "instructions"), pl.max("bent"), pl.min("rates")
-    )
-
-
-def _by_waiving(found: pl.DataFrame) -> pl.DataFrame:
-    """Return the cost of a fork and exit in the captured loop: charged less waived."""
-    loops = found.filter(
-        pl.col("workload") == FORK_LOOP, pl.col("cache_state") == "hot", pl.col("iterations") > 0
-    ).with_columns(operation=pl.lit(FORK_LOOP))
-    studies = study_over(loops, ("replication.costs",), by=_OF, least=2)
-    charged = pl.col("replication.costs") == "charged"
-
-    def more(name: str) -> pl.Expr:
-        value = pl.col(name).cast(pl.Float64) / pl.col("iterations")
-        return value.filter(charged).mean() - value.filter(~charged).mean()
-
-    by_seed = studies.group_by(*_KIND, "seed")
-    differences = by_seed.agg(ns=more("time_ns"), instructions=more("instructions")).drop_nulls()
-    return differences.group_by(_KIND).agg(
-        pl.mean("ns", "instructions"),
-        bent=pl.lit(None, pl.Float64),
-        rates=pl.lit(None, pl.UInt32),
-    )
-
-
-def _rates() -> pl.Expr:
-    return pl.col(RATE).n_unique()
-
-
-def _slope(name: str) -> pl.Expr:
-    low, high = (pl.col(name).sort_by("done").get(at) for at in (0, -1))
-    return (high - low) / (pl.max("done") - pl.min("done"))
-
-
-def _bent() -> pl.Expr:
-    """Return the largest distance of a rate from the line through the ends, in % of the top."""
-    first, last = (pl.col("extra_ns").sort_by("done").get(at) for at in (0, -1))
-    line = first + _slope("extra_ns") * (pl.col("done") - pl.min("done"))
-    off = (pl.col("extra_ns") - line).abs().max()
-    return pl.when(last.abs() > 0).then(off / last.abs() * 100).otherwise(0.0)
 
 
 def used_up(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -174,11 +62,11 @@ def section(evidence: Evidence) -> Section:
         lacks = "no operation done at several rates"
         return Section(8, "costs", title, missing=lacks, commands=COMMANDS)
     limits = used_up(evidence.cases)
-    named = table.with_columns(what=_short())
+    named = table.with_columns(what=short())
     figures = [Figure("costs", _caption(table), lambda width: _draw(named, width))]
     tables = [Table("costs", _TABLE_CAPTION, named, _COLUMNS, tuple(_COLUMNS)[:5])]
     if limits.height:
-        limited = limits.with_columns(what=_short())
+        limited = limits.with_columns(what=short())
         caption = _limits_caption(limits)
         figures.append(Figure("used_up", caption, lambda width: _draw_limits(limited, width)))
         tables.append(Table("used_up", _LIMITS_CAPTION, limited, _LIMITS_COLUMNS))
@@ -195,16 +83,6 @@ def section(evidence: Evidence) -> Section:
         missing=f"no rates of: {'; '.join(o.long for o in lacking)}" if lacking else "",
         commands=tuple(c for c in COMMANDS if any(f"study={s} " in c for s in studies)),
     )
-
-
-def _short() -> pl.Expr:
-    names = {name: known.short for name, known in OPERATIONS.items()}
-    return pl.col("operation").replace(names)
-
-
-def _long(operation: str) -> str:
-    known = OPERATIONS.get(operation)
-    return known.long if known else operation
 
 
 _COLUMNS = {
@@ -252,16 +130,16 @@ def _answer(table: pl.DataFrame, limits: pl.DataFrame) -> str:
         own = own.filter(pl.col("operation") != "fork_tree")
     paid = own.filter(pl.col("ns") > FREE_NS).sort("ns", descending=True)
     free = own.filter(pl.col("ns") <= FREE_NS)
-    parts = [f"{_time(ns)} to {_long(name)}" for name, ns in paid.select("operation", "ns").rows()]
+    parts = [f"{_time(ns)} to {long(name)}" for name, ns in paid.select("operation", "ns").rows()]
     if free.height and not parts:
-        parts.append(f"nothing to {listed([_long(name) for name in free['operation']])}")
+        parts.append(f"nothing to {listed([long(name) for name in free['operation']])}")
     text = f"On {own['nodes'][0]} nodes replication adds {listed(parts)}."
     if limits.is_empty():
         return text
     best = limits.sort("a", descending=True).row(0, named=True)
     rows = limits.filter(workload=best["workload"], cache_state=best["cache_state"]).sort("per_s")
     rates = [
-        f"{_long(name)} {_count(rate)} times"
+        f"{long(name)} {_count(rate)} times"
         for name, rate in rows.select("operation", "per_s").rows()
         if name in own["operation"]
     ]
@@ -289,7 +167,7 @@ def _count(number: float) -> str:
 def _caption(table: pl.DataFrame) -> str:
     free = table.filter(pl.col("ns") <= FREE_NS, pl.col("replication") == POLICY)
     text = "What replication adds to one operation, by policy and number of nodes"
-    what = listed([_long(name) for name in free["operation"].unique(maintain_order=True)])
+    what = listed([long(name) for name in free["operation"].unique(maintain_order=True)])
     return f"{text}. Free with the series: {what}." if free.height else f"{text}."
 
 
@@ -368,7 +246,7 @@ def _limits_caption(limits: pl.DataFrame) -> str:
     first = limits.sort("per_s").row(0, named=True)
     return (
         "Operations a second and CPU that use up the gain of a workload, a dot each. The first to "
-        f"do so: {_long(first['operation'])}, {_count(first['per_s'])} times for "
+        f"do so: {long(first['operation'])}, {_count(first['per_s'])} times for "
         f"{first['workload']} ({first['cache_state']})."
     )
 

@@ -210,7 +210,7 @@ def _caption(top: pl.DataFrame) -> str:
     before, after = (sum(top[f"{side}_remote_ns"]) / 1000 for side in SIDES)
     return (
         f"Remote stall before and after, of the {top.height} functions that gain most: "
-        f"{before:.1f} \N{GREEK SMALL LETTER MU}s become {after:.1f}."
+        f"{before:.1f} \N{GREEK SMALL LETTER MU}s become {after:.1f} \N{GREEK SMALL LETTER MU}s."
     )
 
 
@@ -256,7 +256,7 @@ def _flame_caption(cell: dict[str, Any]) -> str:
     )
 
 
-def _icicles(window: pl.DataFrame, width: Width) -> Any:
+def _icicles(window: pl.DataFrame, width: Width) -> Drawing:
     plot = width - MARGIN
     whole = float(window["whole_ns"][0])
     totals = window.group_by("side").agg(pl.sum("ns"))["ns"]
@@ -324,7 +324,7 @@ def _icicle(
     x = alt.X(
         "start:Q",
         scale=scale,
-        title="ns" if side == SIDES[-1] else None,
+        title="time, ns",
         axis=alt.Axis(grid=False, tickCount=4 if width is Width.NARROW else 8, format=",d"),
     )
     levels = _LEVELS[width]

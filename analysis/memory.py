@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from analysis.cases import study_over
-from analysis.pairs import undisturbed
+from analysis.pairs import same_seeds, undisturbed
 from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
@@ -134,7 +134,7 @@ def policies(cases: pl.LazyFrame, account: pl.LazyFrame) -> pl.DataFrame:
 
 def _gains(cases: pl.LazyFrame, machine: str) -> pl.DataFrame:
     found = undisturbed(cases, pl.col("machine").eq_missing(machine))
-    studies = study_over(found, (), by=("replication",))
+    studies = same_seeds(study_over(found, (), by=("replication",)))
     cells = studies.group_by("replication", *_CELL).agg(pl.mean("a"))
     everywhere = pl.col("replication").n_unique().over(_CELL) == cells["replication"].n_unique()
     return (

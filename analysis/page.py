@@ -22,6 +22,7 @@ from analysis.style import Width, css_variables, png, svg, themed
 ROWS_SHOWN, ROWS_PRINTED = 60, 24
 MAIL_COLUMNS = 72
 DIGITS = 9
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:ns|\N{GREEK SMALL LETTER MU}s|[KM]iB|GB/s|points)\b)")
 PAGE, SUMMARY = "report.html", "summary.md"
 FIGURES, TABLES, FILES = "figures", "tables", "files"
 
@@ -76,7 +77,7 @@ def _page(report: Report) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"drawn": _drawn, "shown": _shown}
+    environment.filters |= {"drawn": _drawn, "shown": _shown, "unbroken": unbroken}
     return environment.get_template("report.html.j2").render(
         report=report,
         light=Markup(css_variables(dark=False)),
@@ -94,6 +95,15 @@ def _drawn(figure: Figure, width: Width) -> Markup:
     drawing = re.sub(r'width="[\d.]+" height="[\d.]+" ', "", drawing, count=1)
     # Ours: no text in it comes unescaped from anywhere but Vega's own renderer.
     return Markup(drawing)
+
+
+def unbroken(text: str) -> str:
+    r"""Keep numbers and their units on one line.
+
+    >>> unbroken("8.7 ns of 2 runs")
+    '8.7\xa0ns of 2 runs'
+    """
+    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _shown(table: Table) -> Markup:

@@ -104,4 +104,12 @@ def undisturbed(cases: pl.LazyFrame, *also: pl.Expr) -> pl.DataFrame:
     return remote_pairs(cases).filter(*plain, *also).filter(whole)
 
 
+def same_seeds(found: pl.DataFrame) -> pl.DataFrame:
+    """Keep of every cell the seeds of most policies: captures differ more than policies do."""
+    cell = ("workload", "cache_state")
+    counted = found.with_columns(_policies=pl.col("replication").n_unique().over(*cell, "seed"))
+    most = pl.col("_policies") == pl.col("_policies").max().over(cell)
+    return counted.filter(most).drop("_policies")
+
+
 _kept: list[tuple[pl.LazyFrame, pl.DataFrame]] = []

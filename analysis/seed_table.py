@@ -80,7 +80,9 @@ def with_published(table: pl.DataFrame, *first: str) -> pl.DataFrame:
     if {"a", "b"} <= set(table.columns):
         joined = joined.with_columns(agrees=_agreement())
     also = [name for name in ("replication",) if name in joined.columns and name not in first]
-    return joined.sort(*first, "order", *cell, *also, nulls_last=True).drop("order")
+    names = [*first, "order", *cell, *also]
+    hot_first = [name == "cache_state" for name in names]
+    return joined.sort(names, descending=hot_first, nulls_last=True).drop("order")
 
 
 def show(runs: pl.LazyFrame | pl.DataFrame, console: Console) -> None:
@@ -261,12 +263,15 @@ def _read(variant: str) -> dict[str, str]:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Shorten dotted names to what tells them apart.
+    """Shorten dotted names to what tells them apart; of a list's first value, to the list's.
 
-    >>> _short(["machine", "workload.disturbance.per_iteration", "machine.latency.dram_ns.0.1"])
-    ['machine', 'per_iteration', 'dram_ns.0.1']
+    >>> _short(["workload.disturbance.per_iteration", "machine.latency.dram_ns.0.1"])
+    ['per_iteration', 'dram_ns.0.1']
+    >>> _short(["machine", "others.nodes.0"])
+    ['machine', 'others.nodes']
     """
-    last = [re.sub(r"^.*?([^.]+(?:\.\d+)*)$", r"\1", name) for name in names]
+    pattern = r"[^.]+\.[^.\d]+(?=\.0$)|[^.]+(?:\.\d+)*$"
+    last = [re.findall(pattern, name)[0] for name in names]
     return [s if last.count(s) == 1 else name for s, name in zip(last, names, strict=True)]
 
 

@@ -373,7 +373,9 @@ def _dumbbells(rows: pl.DataFrame, regions: list[str], plot: int, *, named: bool
         return alt.X(f"{name}:Q", title="% of the baseline's time", axis=axis)
 
     def dot(side: str) -> Any:
-        mark = base.mark_point(filled=True, size=64, opacity=1, color=light(side))
+        # What stays as it is shows as a ring around a dot.
+        size = 120 if side == SIDES[0] else 48
+        mark = base.mark_point(filled=True, size=size, opacity=1, color=light(side))
         return mark.encode(x=x(side))
 
     line = base.mark_rule(strokeWidth=2, color=light("band"))

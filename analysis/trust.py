@@ -248,9 +248,9 @@ _HOW = (
     "little: with KPTI a CPU of another node holds the entry text twice, as the user's CR3 maps "
     "it and as the kernel's does, and a node's copy of a page table may have to be fetched where "
     "the original was just written. Simulators: pycachesim counts misses of L1D and L2 (it has no "
-    "page walks and no inclusive LLC); the twin is this project's own, plain Python that shares no "
-    "code with the core, and counts everything: the tests compare with it on hundreds of "
-    "random machines."
+    "page walks and no inclusive LLC; equal: but for the reads of one walk); the twin is this "
+    "project's own, plain Python that shares no code with the core, and counts everything: the "
+    "tests compare with it on hundreds of random machines."
 )
 
 

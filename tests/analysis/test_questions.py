@@ -23,6 +23,7 @@ from analysis import (
     load_counts,
     memory,
     nodes,
+    operations,
     own,
     pairs,
     published,
@@ -170,7 +171,17 @@ def test_a_policy_is_beside_the_series_of_the_same_capture(tmp_path: Path) -> No
     path = made.write(tmp_path / "made", [*both, *made.grid(**grid, replication=["lazy"])])
     cases = open_sources([path]).evidence.cases
     assert pairs(cases).collect()["a"].n_unique() > 1
-    assert of(ablation.switches(cases), replication="lazy")["beside"] == 0.0
+    table = ablation.switches(cases)
+    assert of(table, replication="lazy")["beside"] == 0.0
+    assert table["a"].n_unique() == 1
+
+
+def test_policies_are_weighed_by_the_same_captures(tmp_path: Path) -> None:
+    grid = {"workload": ["kill"], "cache_state": ["cold"]}
+    both = made.grid(**grid, replication=["none", "series"], seed=[1, 2])
+    path = made.write(tmp_path / "made", [*both, *made.grid(**grid, replication=["lazy"])])
+    found = open_sources([path]).evidence
+    assert memory.policies(found.cases, found.memory)["cold"].n_unique() == 1
 
 
 def test_a_run_asked_twice_for_other_details_counts_once(tmp_path: Path) -> None:
@@ -268,7 +279,7 @@ def test_a_process_pays_for_roots_and_pointers(evidence: Evidence) -> None:
 
 def test_an_operation_costs_its_slope(evidence: Evidence) -> None:
     """Seven instructions of 1 ns an operation, on a line; what comes with no operation is none."""
-    table = costs.costs(evidence.cases)
+    table = operations.costs(evidence.cases)
     assert table["operation"].to_list() == ["module", "patch"]
     assert table["ns"].to_list() == pytest.approx([7.0, 7.0])
     assert table["instructions"].to_list() == [7.0, 7.0]

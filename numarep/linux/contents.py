@@ -26,8 +26,10 @@ class Contents:
 
     def copy(self, source: int, target: int, pages: int) -> None:
         """Copy whole frames."""
-        self.drop(target, pages)
         self.origin[target] = self.origin.get(source, source)
+        if not self.patched:
+            return
+        self._forget_patches(target, pages)
         for pfn in self._patched_in(source, pages):
             self.patched[pfn - source + target] = dict(self.patched[pfn])
 
@@ -51,6 +53,9 @@ class Contents:
     def drop(self, pfn: int, pages: int) -> None:
         """Forget frames that are freed or overwritten as a whole."""
         self.origin.pop(pfn, None)
+        self._forget_patches(pfn, pages)
+
+    def _forget_patches(self, pfn: int, pages: int) -> None:
         for page in self._patched_in(pfn, pages):
             del self.patched[page]
 

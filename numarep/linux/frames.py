@@ -16,8 +16,14 @@ import bisect
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from numarep.spec import MachineSpec
 from numarep.units import LINES_PER_PAGE, PAGE_BYTES
+
+# A frame is in use, or kept for whoever had it, or both, or neither.
+_FREE, _IN_USE, _KEPT = 0, 1, 2
+_BYTE = tuple(bytes([state]) for state in range(4))
 
 
 class FrameError(ValueError):
@@ -31,7 +37,10 @@ def colours_of(machine: MachineSpec) -> int:
 
 
 class Frames:
-    """Frames of all nodes: ranges [start_pfn, end_pfn) a node, some of them in use."""
+    """Frames of all nodes: ranges [start_pfn, end_pfn) a node, some of them in use.
+
+    Frames beyond all ranges are nobody's to take, so it doesn't matter whether they are in use.
+    """
 
     def __init__(
         self, ranges: Sequence[tuple[int, int]], used: Iterable[int], colours: int
@@ -40,10 +49,12 @@ class Frames:
         owned = sorted((start, end, n) for n, (start, end) in enumerate(ranges) if start < end)
         self._starts = [start for start, _, _ in owned]
         self._owned = [(end, node) for _, end, node in owned]
-        self._used = set(used)
+        # A byte a frame: runs of thousands are found and taken in one go.
+        self._state = bytearray(max((end for end, _ in self._owned), default=0))
         self._colours = colours
         self._recycled: dict[tuple[int, int, int], int] = {}
-        self._kept: set[int] = set()  # for whom they were recycled before
+        self.taken = 0  # number of frames that are not free
+        self.claim(used)
 
     @property
     def nodes(self) -> int:
@@ -56,14 +67,14 @@ class Frames:
         return tuple(node for node, (start, end) in enumerate(self.ranges) if start < end)
 
     @property
-    def taken(self) -> int:
-        """Number of frames that are not free."""
-        return len(self._used)
-
-    @property
     def in_use(self) -> frozenset[int]:
         """All frames that are not free, as they are now."""
-        return frozenset(self._used)
+        state = np.frombuffer(self._state, np.uint8)
+        return frozenset(np.flatnonzero(state & _IN_USE).tolist())
+
+    def is_free(self, pfn: int) -> bool:
+        """Tell whether nobody has a frame."""
+        return not (0 <= pfn < len(self._state) and self._state[pfn] & _IN_USE)
 
     def node_of(self, pfn: int) -> int:
         """Return the node that owns a frame.
@@ -96,23 +107,25 @@ class Frames:
         FrameError
             Naming node and size, if there is no such run of free frames.
         """
-        key = (node, like, count)
-        kept = self._recycled.get(key) if recycle else None
-        pfn = self._find(node, like, count, align) if kept is None else kept
-        frames = range(pfn, pfn + count)
-        if pfn < 0 or (kept is not None and not self._used.isdisjoint(frames)):
+        kept = self._recycled.get((node, like, count), -1) if recycle else -1
+        pfn = kept if kept >= 0 else self._find(node, like, count, align)
+        if pfn < 0 or (kept >= 0 and not self._is_run_of(_KEPT, kept, count)):
             raise FrameError(
                 f"node {node}: can't allocate {count * PAGE_BYTES >> 10} KiB for a replica"
             )
-        self._used.update(frames)
         if recycle:
-            self._recycled[key] = pfn
-            self._kept.update(frames)
+            self._recycled[node, like, count] = pfn
+        self._state[pfn : pfn + count] = _BYTE[_IN_USE | _KEPT if recycle else _IN_USE] * count
+        self.taken += count
         return pfn
 
     def claim(self, frames: Iterable[int]) -> None:
         """Mark frames as in use, wherever they are; some may be already."""
-        self._used.update(frames)
+        state, end = self._state, len(self._state)
+        for pfn in frames:
+            if 0 <= pfn < end and not state[pfn] & _IN_USE:
+                state[pfn] |= _IN_USE
+                self.taken += 1
 
     def free(self, pfn: int, count: int = 1) -> None:
         """Give frames back.
@@ -123,23 +136,20 @@ class Frames:
             If one of them is free already.
         """
         frames = range(pfn, pfn + count)
-        if not self._used.issuperset(frames):
+        if any(self.is_free(each) for each in frames):
             raise FrameError(f"frames {pfn:#x} to {pfn + count - 1:#x}: freed, but not in use")
-        self._used.difference_update(frames)
+        for each in frames:
+            self._state[each] &= ~_IN_USE
+        self.taken -= count
 
     def _find(self, node: int, like: int, count: int, align: int) -> int:
         """Return the first suitable run of free frames, or -1."""
         start, end = self.ranges[node]
-        step = math.lcm(self._colours, align)
+        step = self._colours if align == 1 else math.lcm(self._colours, align)
         for pfn in range(start + (like - start) % step, end - count + 1, step):
-            frames = range(pfn, pfn + count)
-            if _free(frames, self._used) and _free(frames, self._kept):
+            if self._is_run_of(_FREE, pfn, count):
                 return pfn
         return -1
 
-
-def _free(frames: range, taken: set[int]) -> bool:
-    """Tell whether none of the frames is taken, by going through the fewer of both."""
-    if len(taken) < len(frames):
-        return not any(pfn in frames for pfn in taken)
-    return taken.isdisjoint(frames)
+    def _is_run_of(self, state: int, pfn: int, count: int) -> bool:
+        return self._state.startswith(_BYTE[state] * count, pfn)

@@ -10,7 +10,7 @@ Models present entries only; accessed and dirty bits are kept but mean nothing h
 Translation(pfn=517, leaf=2, flags=3, table=(-1, 8, 7, 6, -1))
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,10 @@ from numarep.workload.trace import Flag
 
 # Source: SDM volume 3, 4.5, tables 4-15 to 4-20.
 PRESENT, WRITABLE, USER, LARGE, GLOBAL, NO_EXECUTE = 1, 2, 4, 1 << 7, 1 << 8, 1 << 63
+_FLAG_BITS = PRESENT | WRITABLE | USER | LARGE | GLOBAL | NO_EXECUTE
 _PFN_MASK = (1 << 40) - 1
+_NO_ENTRIES: Mapping[int, int] = {}
+_WRITABLE, _EXECUTABLE, _USER, _GLOBAL = (int(flag) for flag in Flag)
 
 
 class Translation(NamedTuple):
@@ -102,38 +105,49 @@ class PageTables:
         """List the pfns of all top-level tables."""
         return sorted(pfn for pfn, level in self.level_of.items() if level == self.levels)
 
-    def _path(self, root: int, vpn: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (level, table, entry) from the root down to the leaf or a hole."""
-        table = root
-        for level in range(self.levels, 0, -1):
-            entry = self.pages.get(table, {}).get(entry_index(vpn, level), 0)
-            yield level, table, entry
-            if not entry & PRESENT or level == PTE or (entry & LARGE and level < self.levels):
-                return
-            table = entry_pfn(entry)
-
     def walk(self, root: int, vpn: int) -> Translation | None:
         """Translate one page as the hardware walker does; None where nothing is mapped."""
         tables = [-1] * MAX_LEVELS
-        writable = user = executable = True
-        entry = 0
-        for level, table, entry in self._path(root, vpn):
+        table, allowed = root, -1  # permissions that all levels give, executing as a set bit
+        for level in range(self.levels, 0, -1):
             tables[level - 1] = table
-            leaf = level
-            writable &= bool(entry & WRITABLE)
-            user &= bool(entry & USER)
-            executable &= not entry & NO_EXECUTE
-        if not entry & PRESENT:
-            return None
-        offset_mask = (1 << (TABLE_SHIFT * (leaf - 1))) - 1
+            entry = self.pages.get(table, _NO_ENTRIES).get(entry_index(vpn, level), 0)
+            if not entry & PRESENT:
+                return None
+            allowed &= entry ^ NO_EXECUTE
+            if level == PTE or (entry & LARGE and level < self.levels):
+                break
+            table = entry_pfn(entry)
+        offset_mask = (1 << (TABLE_SHIFT * (level - 1))) - 1
         pfn = (entry_pfn(entry) & ~offset_mask) | (vpn & offset_mask)
         flags = (
-            writable * Flag.WRITABLE
-            | executable * Flag.EXECUTABLE
-            | user * Flag.USER
-            | bool(entry & GLOBAL) * Flag.GLOBAL
+            (_WRITABLE if allowed & WRITABLE else 0)
+            | (_EXECUTABLE if allowed & NO_EXECUTE else 0)
+            | (_USER if allowed & USER else 0)
+            | (_GLOBAL if entry & GLOBAL else 0)
         )
-        return Translation(pfn, leaf, int(flags), tuple(tables))
+        return Translation(pfn, level, flags, tuple(tables))
+
+    def walk_all(self, root: int, vpns: Iterable[int]) -> Iterator[Translation | None]:
+        """Translate pages in turn; quick where neighbours' leaf entries lie side by side.
+
+        Their walks differ in the last entry only, and in flags only if that entry's differ.
+        """
+        found, shift, leaves, flags = None, 0, _NO_ENTRIES, 0
+        block = None  # what the table page of the last leaf maps
+        for vpn in vpns:
+            if found is not None and vpn >> shift + TABLE_SHIFT == block:
+                entry = leaves.get((vpn >> shift) & (TABLE_ENTRIES - 1), 0)
+                if entry & _FLAG_BITS == flags:
+                    pfn = entry_pfn(entry) >> shift << shift | vpn & ((1 << shift) - 1)
+                    yield Translation(pfn, found.leaf, found.flags, found.table)
+                    continue
+            found = self.walk(root, vpn)
+            yield found
+            if found is not None:
+                shift = TABLE_SHIFT * (found.leaf - 1)
+                block, leaves = vpn >> shift + TABLE_SHIFT, self.pages[found.table[found.leaf - 1]]
+                flags = leaves[entry_index(vpn, found.leaf)] & _FLAG_BITS
 
 
 def tables_from_snapshot(

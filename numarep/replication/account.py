@@ -109,9 +109,9 @@ def account(kernel: Kernel, max_numnodes: int) -> list[Row]:
                 pages["processes", node] += PGD_PAGES
         for copy in mm.private.values():
             pages["private", node_of(copy)] += 1
-    user_copies = (c for copies in kernel.user_copies.values() for c in copies.values())
-    for copy in kernel.frames.in_use.intersection(user_copies):
-        pages["user_tables", node_of(copy)] += 1
+    for copy in {c for copies in kernel.user_copies.values() for c in copies.values()}:
+        if not kernel.frames.is_free(copy):
+            pages["user_tables", node_of(copy)] += 1
     rows = [_row(*key, count * PAGE_BYTES) for key, count in pages.items()]
     if spec.built_in:
         pointers = Counter(mm.original for mm in kernel.mms)

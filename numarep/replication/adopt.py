@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from numarep.linux.tables import PRESENT, WRITABLE, entry_index
 from numarep.replication.areas import add_pte_pages, map_range, replicate_area
-from numarep.replication.kernel import Area, Cpu, Kernel
+from numarep.replication.kernel import Area, Cpu, Kernel, uncharged
 from numarep.replication.modules import REPLICATED, replicate_all
 from numarep.replication.work import Work
 from numarep.units import PAGE_SHIFT, PTE
@@ -36,8 +36,16 @@ class Part(NamedTuple):
 
 
 def adopt_module(kernel: Kernel, cpu: Cpu, vpns: range) -> list[Area]:
-    """Make areas of a loaded module's mapped pages and replicate what the policy replicates."""
-    found = [(vpn, kernel.tables.walk(kernel.root, vpn)) for vpn in vpns]
+    """Make areas of a loaded module's mapped pages and replicate what the policy replicates.
+
+    Uncharged: it was done when the module was loaded, before the window.
+    """
+    with uncharged(kernel):
+        return _adopted(kernel, cpu, vpns)
+
+
+def _adopted(kernel: Kernel, cpu: Cpu, vpns: range) -> list[Area]:
+    found = zip(vpns, kernel.tables.walk_all(kernel.root, vpns), strict=True)
     mapped = {vpn: t for vpn, t in found if t is not None}
     areas = []
     for part in _parts([(vpn, t.flags) for vpn, t in mapped.items()]):
@@ -102,9 +110,9 @@ def _take_tables(kernel: Kernel, vpn: int, captured: Sequence[int], work: Work) 
 def _parts(pages: Sequence[tuple[int, int]]) -> list[range]:
     """Cut (vpn, flags) into runs of neighbouring pages of the same kind."""
     parts: list[range] = []
-    kind = -1
+    kind, told_by = -1, int(Flag.WRITABLE | Flag.EXECUTABLE)
     for vpn, flags in pages:
-        now = flags & (Flag.WRITABLE | Flag.EXECUTABLE)
+        now = flags & told_by
         if parts and parts[-1].stop == vpn and kind == now:
             parts[-1] = range(parts[-1].start, vpn + 1)
         else:

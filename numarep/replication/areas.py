@@ -8,6 +8,7 @@ area goes, as the kernel's do.
 
 Assumed: first fit with a guard page, from where the window's module range begins.
 
+>>> from numarep.memory.kinds import Kind
 >>> from tests.kernels import SmallKernel
 >>> kernel = SmallKernel(nodes=2).booted()
 >>> area, _ = new_area(kernel, kernel.cpus[0], pages=2, node=0)
@@ -27,7 +28,6 @@ from numarep.linux.tables import (
     entry_index,
     repointed,
 )
-from numarep.memory.kinds import Kind
 from numarep.replication.kernel import (
     Area,
     Cpu,
@@ -174,7 +174,7 @@ def own_pte_pages(kernel: Kernel, cpu: Cpu, vpn: int, work: Work) -> None:
         gone = {i: entry for (table, i), entry in kernel.hidden.items() if table == pte}
         kernel.hidden |= {(copy, i): entry for i, entry in gone.items()}
         kernel.touch_struct_page(work, copy)
-        work.burst(kernel.run(Kind.STORE, copy, lines=LINES_PER_PAGE))
+        kernel.store(work, copy, lines=LINES_PER_PAGE)
         entry = repointed(kernel.tables.entry(pmd, index), copy)
         _write(kernel, work, PMD, kernel.own[node][pmd], index, entry)
 
@@ -185,15 +185,21 @@ def _write(kernel: Kernel, work: Work, level: int, table: int, index: int, entry
     kernel.store_entry(work, table, index)
 
 
-def pte_of(kernel: Kernel, vpn: int) -> tuple[int, int]:
-    """Return the master's PTE page and index of a page."""
-    return dict(kernel.path(kernel.root, vpn, PTE))[PTE], entry_index(vpn, PTE)
+def ptes_of(kernel: Kernel, vpns: range) -> list[tuple[int, int]]:
+    """List the master's PTE page and index of every page of a range."""
+    found = []
+    first = vpns.start
+    while first < vpns.stop:  # as far as one PTE page goes
+        end = min(vpns.stop, first - first % PAGES_PER_PMD + PAGES_PER_PMD)
+        table = dict(kernel.path(kernel.root, first, PTE))[PTE]
+        found += [(table, entry_index(vpn, PTE)) for vpn in range(first, end)]
+        first = end
+    return found
 
 
 def map_range(kernel: Kernel, area: Area, work: Work) -> None:
     """Map an area's pages in the master's and all other tables, writable and not executable."""
-    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
-        table, index = pte_of(kernel, vpn)
+    for (table, index), pfn in zip(ptes_of(kernel, area.vpns), area.frames, strict=True):
         entry = pfn << PAGE_SHIFT | _PAGE_FLAGS
         kernel.tables.set_entry(PTE, table, index, entry)
         for _, copy in kernel.copies_of(table):
@@ -203,8 +209,7 @@ def map_range(kernel: Kernel, area: Area, work: Work) -> None:
 
 def unmap_range(kernel: Kernel, area: Area, work: Work) -> None:
     """Clear an area's entries in all tables (R28)."""
-    for vpn in area.vpns:
-        table, index = pte_of(kernel, vpn)
+    for table, index in ptes_of(kernel, area.vpns):
         kernel.tables.set_entry(PTE, table, index, 0)
         kernel.replicated.pop((table, index), None)
         kernel.hidden.pop((table, index), None)
@@ -259,7 +264,7 @@ def _check_replicable(kernel: Kernel, area: Area) -> None:
         raise ReplicationError("expected an area bound to one node; allocate it with node=")
     if area.replicas:
         raise ReplicationError("the area is replicated already")
-    if kernel.hidden and any(pte_of(kernel, vpn) in kernel.hidden for vpn in area.vpns):
+    if kernel.hidden and not kernel.hidden.keys().isdisjoint(ptes_of(kernel, area.vpns)):
         raise ReplicationError("expected pages that are present")
     if kernel.spec.pgds == "retarget":
         raise ReplicationError("retarget switches PMD entries only: areas stay shared")
@@ -269,17 +274,19 @@ def _check_replicable(kernel: Kernel, area: Area) -> None:
 
 def _use_copies(kernel: Kernel, area: Area, node: int, frames: list[int], work: Work) -> None:
     """Unmap the range in one node's table, map the new pages as 4 KiB, copy (R27)."""
-    costs = kernel.spec.instructions
-    for vpn, original, pfn in zip(area.vpns, area.frames, frames, strict=True):
-        table, index = pte_of(kernel, vpn)
-        copy = kernel.own.get(node, {}).get(table, table)  # the master's table is the original
+    costs, own = kernel.spec.instructions, kernel.own.get(node, {})
+    ptes = ptes_of(kernel, area.vpns)
+    for (table, index), original, pfn in zip(ptes, area.frames, frames, strict=True):
+        copy = own.get(table, table)  # the master's table is the original
         entry = repointed(kernel.tables.entry(table, index), pfn)
-        work.instructions(costs.area_page)
-        kernel.touch_struct_page(work, pfn)
-        kernel.store_entry(work, copy, index)
-        _write(kernel, work, PTE, copy, index, entry)
-        kernel.copy(work, original, pfn, lines=LINES_PER_PAGE)
+        kernel.tables.set_entry(PTE, copy, index, entry)
         kernel.contents.copy(original, pfn, 1)
+        if kernel.is_charged:
+            work.instructions(costs.area_page)
+            kernel.touch_struct_page(work, pfn)
+            for _ in ("unmapped", "mapped"):
+                kernel.store_entry(work, copy, index)
+            kernel.copy(work, original, pfn, lines=LINES_PER_PAGE)
         everywhere = dict.fromkeys(kernel.replica_nodes, original)
         kernel.replicated.setdefault((table, index), everywhere)[node] = pfn
 
@@ -313,8 +320,7 @@ def free_area(kernel: Kernel, area: Area) -> Work:
 
 def _remember(kernel: Kernel, area: Area) -> None:
     """Keep which copies an area of a trace had: earlier records of the trace mean them."""
-    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
-        key = pte_of(kernel, vpn)
+    for key, pfn in zip(ptes_of(kernel, area.vpns), area.frames, strict=True):
         if key in kernel.replicated:
             kernel.released[(*key, pfn)] = kernel.replicated[key]
 
@@ -353,8 +359,7 @@ def node_frame(kernel: Kernel, node: int, vpn: int) -> int:
 def share_again(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
     """Point all tables at an area's master pages again and free its replicas (R31)."""
     work = Work()
-    for vpn, pfn in zip(area.vpns, area.frames, strict=True):
-        table, index = pte_of(kernel, vpn)
+    for (table, index), pfn in zip(ptes_of(kernel, area.vpns), area.frames, strict=True):
         kernel.replicated.pop((table, index), None)
         entry = repointed(kernel.tables.entry(table, index), pfn)
         kernel.tables.set_entry(PTE, table, index, entry)

@@ -32,7 +32,6 @@ from numarep.linux.tables import (
     large_entry,
     repointed,
 )
-from numarep.memory.kinds import Kind
 from numarep.replication.kernel import (
     ENTRIES_PER_LINE,
     KERNEL_HALF,
@@ -45,6 +44,7 @@ from numarep.replication.kernel import (
     Stage,
     flush_everywhere,
     nearest_nodes,
+    uncharged,
 )
 from numarep.replication.work import Sync, Work
 from numarep.spec import ReplicationSpec
@@ -147,9 +147,10 @@ def new_kernel(
 
 
 def booted(kernel: Kernel) -> Kernel:
-    """Run the whole boot and start every CPU."""
-    for step in (reserve, replicate, seal, publish):
-        step(kernel)
+    """Run the whole boot, uncharged, and start every CPU."""
+    with uncharged(kernel):
+        for step in (reserve, replicate, seal, publish):
+            step(kernel)
     for cpu in kernel.cpus[1:]:
         start(kernel, cpu)
     return kernel
@@ -283,8 +284,8 @@ def _redirect(kernel: Kernel, section: Section, place: int, work: Work) -> None:
     """Copy a section to every node and point the node's PMD entries at it."""
     tables = kernel.tables
     first = first_frame(tables, kernel.root, section)
-    for vpn in blocks(section):
-        found = tables.walk(kernel.root, vpn)
+    vpns = blocks(section)
+    for vpn, found in zip(vpns, tables.walk_all(kernel.root, vpns), strict=True):
         if found is None or found.leaf != PMD:
             raise ReplicationError(f"{shown(vpn << PAGE_SHIFT)}: expected a 2 MiB leaf (R6)")
         table, index = found.table[PMD - 1], entry_index(vpn, PMD)
@@ -346,7 +347,7 @@ def _unmap_alias(kernel: Kernel, vpn: int, work: Work) -> None:
         table, index = found.table[PUD - 1], entry_index(vpn, PUD)
         pmd = _split_pud(kernel, table, index, found.pfn, found.flags)
         kernel.touch_struct_page(work, pmd)
-        work.burst(kernel.run(Kind.STORE, pmd, lines=LINES_PER_PAGE))
+        kernel.store(work, pmd, lines=LINES_PER_PAGE)
         kernel.store_entry(work, table, index)
         found = tables.walk(kernel.root, vpn)
         assert found is not None
@@ -357,7 +358,7 @@ def _unmap_alias(kernel: Kernel, vpn: int, work: Work) -> None:
     else:
         for index in range(TABLE_ENTRIES):
             tables.set_entry(PTE, found.table[PTE - 1], index, 0)
-        work.burst(kernel.run(Kind.STORE, found.table[PTE - 1], lines=LINES_PER_PAGE))
+        kernel.store(work, found.table[PTE - 1], lines=LINES_PER_PAGE)
 
 
 def _split_pud(kernel: Kernel, table: int, index: int, pfn: int, flags: int) -> int:

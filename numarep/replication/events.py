@@ -34,7 +34,15 @@ from numarep.linux.tables import PageTables, entry_pfn
 from numarep.replication.adopt import INIT, load_captured
 from numarep.replication.areas import free_area
 from numarep.replication.clues import Clues
-from numarep.replication.kernel import ENTRIES_PER_LINE, KERNEL_HALF, Area, Cpu, Kernel, Mm
+from numarep.replication.kernel import (
+    ENTRIES_PER_LINE,
+    KERNEL_HALF,
+    Area,
+    Cpu,
+    Kernel,
+    Mm,
+    uncharged,
+)
 from numarep.replication.mitosis import mirror_stores
 from numarep.replication.module_clues import FREE, LOAD, PROTECT, ModuleClues
 from numarep.replication.modules import load
@@ -109,10 +117,11 @@ class Replay:
         """Take over the processes that live when the window begins."""
         self.clues = Clues(self.window, self.kernel.bases, self.kernel.image)
         self.module_clues = ModuleClues(self.clues, self.kernel, self.at_end)
-        for pgd in sorted(self._captured() - self._born()):
-            self._adopt(pgd)
         first = int(self.window.pages.root[self.window.records.page[0]])
-        switch_to(self.kernel, self.cpu, self._process(first))
+        with uncharged(self.kernel):
+            for pgd in sorted(self._captured() - self._born()):
+                self._adopt(pgd)
+            switch_to(self.kernel, self.cpu, self._process(first))
 
     def _captured(self) -> set[int]:
         """List captured PGDs, in the snapshot's tables or the trace: first pages of their pairs."""
@@ -132,12 +141,12 @@ class Replay:
         return {pgd for pgd in births if pgd not in known}
 
     def _adopt(self, pgd: int) -> Mm:
-        """Give a process that was born before its further PGDs; uncharged."""
-        entries = [dict(self.kernel.tables.pages.get(pgd + page, {})) for page in (0, 1)]
+        """Give a process that was born before its further PGDs."""
+        entries = self.kernel.tables.pages.get(pgd, {}).items()
+        filled = [(slot, entry) for slot, entry in entries if slot < KERNEL_HALF]
         mm, _ = fork(self.kernel, self.cpu, captured=pgd)
-        for slot, entry in entries[0].items():
-            if slot < KERNEL_HALF:
-                fill_slot(self.kernel, self.cpu, mm, slot, captured=entry_pfn(entry))
+        for slot, entry in filled:
+            fill_slot(self.kernel, self.cpu, mm, slot, captured=entry_pfn(entry))
         self.alive[pgd] = self.processes[pgd] = mm
         return mm
 

@@ -15,6 +15,7 @@ one is a generator), no user pages below the PGD.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -162,6 +163,7 @@ class Kernel:
     # Mitosis: table below a PGD -> memory node -> its copy, kept when gone (see `Replay`).
     user_copies: dict[int, dict[int, int]] = field(default_factory=dict)
     poking: Mm | None = None
+    is_charged: bool = True  # False: operations list no accesses (see `uncharged`)
     taken_before: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -262,6 +264,8 @@ class Kernel:
 
         `instructions` are a line's; by default they are among those of the whole operation.
         """
+        if not self.is_charged:
+            return
         work.burst(
             self.run(Kind.LOAD, source, line=line, lines=lines),
             self.run(Kind.STORE, target, line=line, lines=lines),
@@ -274,6 +278,8 @@ class Kernel:
         Assumed: once at each end of a frame's life; the allocator's other data is what the
         unreplicated kernel's own allocation has just touched.
         """
+        if not self.is_charged:
+            return
         va = self.bases["vmemmap"] + (pfn << _STRUCT_PAGE_SHIFT)
         found = self.tables.walk(self.root, va >> PAGE_SHIFT)
         if found is None:
@@ -283,13 +289,35 @@ class Kernel:
         for kind in (Kind.LOAD, Kind.STORE):
             work.burst(Run(kind, va >> PAGE_SHIFT, found.pfn, node, line))
 
+    def store(
+        self, work: Work, pfn: int, *, line: int = 0, lines: int = 1, times: int = ENTRIES_PER_LINE
+    ) -> None:
+        """Add stores to lines of a frame."""
+        if self.is_charged:
+            work.burst(self.run(Kind.STORE, pfn, line=line, lines=lines, times=times))
+
     def store_entry(self, work: Work, table: int, index: int) -> None:
         """Add the write of one entry."""
-        work.burst(self.run(Kind.STORE, table, line=index // ENTRIES_PER_LINE, times=1))
+        self.store(work, table, line=index // ENTRIES_PER_LINE, times=1)
+
+
+@contextmanager
+def uncharged(kernel: Kernel) -> Iterator[None]:
+    """Let operations list no accesses meanwhile: for what is done before a window begins.
+
+    Their `Work` is incomplete and to be dropped; listing it would take most of their time.
+    """
+    before, kernel.is_charged = kernel.is_charged, False
+    try:
+        yield
+    finally:
+        kernel.is_charged = before
 
 
 def flush_everywhere(kernel: Kernel, cpu: Cpu, work: Work) -> None:
     """Add a flush on all CPUs: one round of interrupts to the others, and a wait for them."""
+    if not kernel.is_charged:
+        return
     if len(kernel.cpus) > 1:
         work.event(Sync.IPI, cpu.number)
     for other in kernel.cpus:

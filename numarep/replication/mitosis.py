@@ -22,7 +22,6 @@ import numpy as np
 
 from numarep.linux.frames import FrameError
 from numarep.linux.tables import PageTables, entry_pfn
-from numarep.memory.kinds import Kind
 from numarep.replication.clues import Clues
 from numarep.replication.kernel import KERNEL_HALF, Cpu, Kernel, Mm
 from numarep.replication.splice import Splice
@@ -38,7 +37,7 @@ def copy_user_table(kernel: Kernel, mm: Mm, table: int, work: Work) -> None:
         kernel.tables.add_table(kernel.tables.levels - 1, copy)
         kernel.touch_struct_page(work, copy)
         if table in kernel.user_tables:  # a trace's own zeroing is mirrored
-            work.burst(kernel.run(Kind.STORE, copy, lines=LINES_PER_PAGE))
+            kernel.store(work, copy, lines=LINES_PER_PAGE)
 
 
 def _allocate(kernel: Kernel, table: int, nodes: Collection[int]) -> dict[int, int]:
@@ -101,5 +100,5 @@ def mirror_stores(splice: Splice, cpu: Cpu, clues: Clues, known: Collection[int]
             times = int(counts[record])
             for copy in kernel.user_copies[pfn].values():
                 work.instructions(kernel.spec.instructions.entry * times)
-                work.burst(kernel.run(Kind.STORE, copy, line=line, times=times))
+                kernel.store(work, copy, line=line, times=times)
             splice.add(record, cpu, work)

@@ -5,6 +5,7 @@ the PGD level is replicated, R17), `switch_to` loads the CPU's own node's, `leav
 nodes have a PGD, and when, is the policy's (`ReplicationSpec.pgds`); see `placement` for the
 policies that keep one PGD. All are all-or-nothing: where memory is missing nothing has changed.
 
+>>> from numarep.memory.kinds import Kind
 >>> from tests.kernels import SmallKernel
 >>> kernel = SmallKernel(nodes=3).booted()
 >>> mm, work = fork(kernel, kernel.cpus[1])
@@ -16,7 +17,6 @@ policies that keep one PGD. All are all-or-nothing: where memory is missing noth
 
 from numarep.linux.frames import FrameError
 from numarep.linux.tables import NO_EXECUTE, PRESENT, USER, WRITABLE, entry_pfn, repointed
-from numarep.memory.kinds import Kind
 from numarep.replication.kernel import (
     KERNEL_HALF,
     PGD_PAGES,
@@ -121,7 +121,7 @@ def _charge_new_pair(kernel: Kernel, work: Work, pair: int, init_pgd: int) -> No
     """
     work.instructions(kernel.spec.instructions.fork)
     kernel.touch_struct_page(work, pair)
-    work.burst(kernel.run(Kind.STORE, pair, lines=PGD_PAGES * LINES_PER_PAGE))
+    kernel.store(work, pair, lines=PGD_PAGES * LINES_PER_PAGE)
     for page in range(PGD_PAGES if kernel.pti else 1):
         kernel.copy(work, init_pgd + page, pair + page, line=_HALF_LINES, lines=_HALF_LINES)
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from numarep.linux.tables import entry_index
 from numarep.replication.kernel import Kernel, Mm
-from numarep.units import TABLE_SHIFT
+from numarep.units import TABLE_ENTRIES, TABLE_SHIFT
 from numarep.workload.trace import Flag, Pages
 
 
@@ -61,11 +60,13 @@ def _follow_leaves(kernel: Kernel, pages: Pages, home: int, pfn: NDArray[np.int6
     read_only = (pages.leaf > 0) & (pages.flags & Flag.WRITABLE == 0)
     rows = np.flatnonzero(read_only & np.isin(leaf_table, tables))
     columns = (rows, pages.leaf[rows], pages.vpn[rows], leaf_table[rows], pages.pfn[rows])
+    replicated, released = kernel.replicated, kernel.released
     for row, leaf, vpn, table, captured in zip(*(c.tolist() for c in columns), strict=True):
-        key = table, entry_index(vpn, leaf)
-        offset = vpn & ((1 << (TABLE_SHIFT * (leaf - 1))) - 1)
-        frames = kernel.replicated.get(key, {})
-        if captured - offset not in frames.values():  # mapped there before or after
-            frames = kernel.released.get((*key, captured), {})
+        shift = TABLE_SHIFT * (leaf - 1)
+        key = table, (vpn >> shift) & (TABLE_ENTRIES - 1)
+        offset = vpn & ((1 << shift) - 1)
+        frames = replicated.get(key)
+        if not frames or captured - offset not in frames.values():  # mapped there before or after
+            frames = released.get((*key, captured))
         if frames:
             pfn[row] = frames[home] | offset

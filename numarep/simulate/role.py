@@ -115,7 +115,7 @@ class Role:
         table_frames, seen = np.unique(pages.table), pages
         if replicated:
             added = page_table_frames(replicated.kernel, replicated.processes)
-            table_frames = np.union1d(table_frames, np.array(sorted(added), np.int64))
+            table_frames = np.append(table_frames, np.array([*added], np.int64))
             seen = on_node(replicated.kernel, pages, node, replicated.processes)
         region = regions(pages, self.window.image, bases_of(self.window.meta), table_frames)
         return _as_translations(seen, region)
@@ -128,12 +128,13 @@ def roles_of(setting: Setting) -> tuple[Role, ...]:
     windows = [load_window(setting, setting.home[node]) for node in nodes]
     root = kernel_root_of(windows[0].tables, windows[0].image)
     used = set[int]().union(*(used_frames(setting, window) for window in windows))
+    frames: Frames | None = None
     roles = []
     for node, window in zip(nodes, windows, strict=True):
-        frames = Frames(window.ranges, used, setting.colours)
+        # No two CPUs' replicas or PGDs lie in the same frames.
+        frames = Frames(window.ranges, frames.in_use if frames else used, setting.colours)
         master = frames.node_of(first_frame(windows[0].tables, root, windows[0].image.text))
         roles.append(_role(setting, node, master, window, frames))
-        used = set(frames.in_use)  # no two CPUs' replicas or PGDs lie in the same frames
     return tuple(roles)
 
 

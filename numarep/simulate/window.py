@@ -69,7 +69,7 @@ class Window:
     tables: PageTables
     ranges: tuple[tuple[int, int], ...]
     names: frozenset[str]  # of the kernel's symbols
-    user_tables: frozenset[int]  # user page tables, at the window's begin or end
+    user_tables: frozenset[int]  # user page tables, at the window's begin or end, if copied
     at_end: PageTables | None  # as the window leaves them, where that is needed
     disturbance: DisturbanceSpec | None
 
@@ -124,7 +124,9 @@ def load_window(setting: Setting, cpu_node: int) -> Window:
     tables, at_end = captured.tables.copy(), None
     if setting.replication.user_tables or LOAD in captured.trace.event_name:
         at_end = captured.tables_at_end
-    user_tables = user_tables_of(tables) | (user_tables_of(at_end) if at_end else frozenset())
+    user_tables = frozenset[int]()
+    if setting.replication.user_tables and at_end:
+        user_tables = user_tables_of(tables) | user_tables_of(at_end)
     trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))

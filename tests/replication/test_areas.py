@@ -11,7 +11,7 @@ from numarep.replication.areas import (
     new_area,
     node_frame,
     page_of,
-    pte_of,
+    ptes_of,
     replicate_area,
 )
 from numarep.replication.invariants import violations
@@ -277,7 +277,7 @@ def test_r12_r29_a_captured_module_is_taken_over() -> None:
     (area,) = adopt_module(kernel, kernel.cpus[1], range(vpn, vpn + 8))
     assert area.frames == [0x900]
     assert {kernel.frames.node_of(pfn) for pfn in frames(kernel, vpn)} == {0, 1}
-    own = kernel.own[1][pte_of(kernel, vpn)[0]]
+    own = kernel.own[1][ptes_of(kernel, range(vpn, vpn + 1))[0][0]]
     assert kernel.frames.node_of(own) == 1  # the loading CPU's node
     assert violations(kernel) == []
     free_area(kernel, area)

@@ -1,6 +1,7 @@
 """What booting costs: the steps' work against closed formulas, and as a workload (R14)."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,13 @@ from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Event, Service
 from numarep.memory.kinds import Kind
 from numarep.replication.account import static_bytes, table_pages
-from numarep.replication.boot import publish, replicate, reserve, seal
+from numarep.replication.boot import booted, publish, replicate, reserve, seal, start
 from numarep.replication.boot_trace import boot_trace
 from numarep.replication.invariants import violations
+from numarep.replication.kernel import uncharged
+from numarep.replication.modules import load, unload
+from numarep.replication.process import fill_slot, fork
+from numarep.replication.scenarios import SMALL_MODULE
 from numarep.replication.work import Sync
 from numarep.simulate import simulate
 from numarep.spec import RunSpec, parse
@@ -49,6 +54,30 @@ def test_r14_r4_booting_copies_text_rodata_and_tables_to_every_further_node(
     rounds = [len(work.events(Sync.IPI)) for work in (tables_text, rodata, aliases)]
     assert rounds == ([0, 1, 1] if nodes > 1 else [0, 0, 0])
     assert len(tables_text.events(Sync.CR3_LOAD)) == (nodes > 1)
+
+
+def test_r14_what_happens_before_a_window_is_uncharged_and_otherwise_the_same() -> None:
+    charged, free = (SmallKernel(nodes=3, processes=(0,)).unbooted() for _ in range(2))
+    for step in (reserve, replicate, seal, publish):
+        step(charged)
+    for cpu in charged.cpus[1:]:
+        start(charged, cpu)
+    booted(free)
+    for kernel in (charged, free):
+        with uncharged(kernel) if kernel is free else nullcontext():
+            (mm, forked), (module, loaded) = (
+                fork(kernel, kernel.cpus[1]),
+                load(kernel, kernel.cpus[2], SMALL_MODULE),
+            )
+            filled = fill_slot(kernel, kernel.cpus[1], mm, 7)
+        for work in (forked, filled, loaded):
+            assert any(work.accesses()) == (kernel is charged)
+        assert any(unload(kernel, module).accesses())
+        assert violations(kernel) == []
+    assert charged.tables.pages == free.tables.pages
+    assert charged.frames.in_use == free.frames.in_use
+    assert charged.contents == free.contents
+    assert charged.replicated == free.replicated
 
 
 def test_r14_the_boots_trace_is_a_boot() -> None:

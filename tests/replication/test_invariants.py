@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from numarep.replication.areas import new_area, pte_of, replicate_area
+from numarep.replication.areas import new_area, ptes_of, replicate_area
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import Kernel
 from numarep.replication.process import fork, leave, switch_to
@@ -37,7 +37,7 @@ def a_table_copy_lies_elsewhere(kernel: Kernel) -> None:
 
 
 def an_entry_is_missing(kernel: Kernel) -> None:
-    table, index = pte_of(kernel, kernel.areas[0].start)
+    table, index = ptes_of(kernel, kernel.areas[0].vpns)[0]
     kernel.tables.set_entry(1, kernel.own[2][table], index, 0)
 
 

@@ -1,8 +1,8 @@
 """Plain reference streams through the latency core: addresses in, counts out, no kernel around.
 
 For cross-checking the core against other simulators, and for synthetic patterns such as the
-pointer chase. Virtual addresses are physical ones; every page has a real 4-level walk, whose
-tables lie on the node of the memory they map, below that node's end.
+pointer chase. Virtual addresses are physical ones; every page has a real walk of 4 or 5 levels,
+whose tables lie on the node of the memory they map, below that node's end.
 
 >>> from numarep.memory.counts import Access, Service
 >>> machine = toy_machine()
@@ -13,65 +13,74 @@ tables lie on the node of the memory they map, below that node's end.
 {'L1': 1, 'DRAM': 3}
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from numarep.memory.counts import Counts, Overlap, new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.passes import repeat
 from numarep.memory.system import Stream, Translations, new_system
 from numarep.spec import MachineSpec, SpecError, parse
-from numarep.units import LINE_SHIFT, LINES_PER_PAGE, MAX_LEVELS, PAGE_SHIFT, TABLE_SHIFT
+from numarep.spec.base import require
+from numarep.units import (
+    LINE_SHIFT,
+    LINES_PER_PAGE,
+    MAX_LEVELS,
+    P4D,
+    PAGE_SHIFT,
+    PGD5,
+    TABLE_SHIFT,
+)
 
-# Leaf level by page size, and the levels that are walked.
-LEAVES = {"4K": 1, "2M": 2, "1G": 3}
+LEAVES = {"4K": 1, "2M": 2, "1G": 3}  # leaf level by page size
 NODE_BYTES = 1 << 34
-_LEVELS = 4
+# From here on the last 256th of a node holds the tables of all the rest.
+_LEAST_NODE_BYTES = 1 << 24
+# What a user program can map of a 4-level space; beyond that there would be several roots.
+_MOST_BYTES = 1 << 47
+_MOST_FUNCTIONS = 1 << 17
 _REGIONS = 1
-
-
-class _Pages(NamedTuple):
-    """Distinct 4 KiB pages of a stream, and each reference's page."""
-
-    vpn: NDArray[np.int64]
-    of_reference: NDArray[np.int64]
 
 
 def count_stream(
     machine: MachineSpec,
-    kind: NDArray[np.uint8],
-    address: NDArray[np.int64],
+    kind: ArrayLike,
+    address: ArrayLike,
     *,
     page: str = "4K",
+    levels: int = P4D,
     cpu_node: int = 0,
     node_bytes: int = NODE_BYTES,
     unmeasured_passes: int = 0,
     passes: int = 1,
     dependent: bool = False,
-    function: NDArray[np.int32] | None = None,
+    function: ArrayLike | None = None,
 ) -> Counts:
     """Count what one CPU's references do on a machine that starts empty.
 
     Parameters
     ----------
     machine : MachineSpec
-    kind : uint8[n]
+    kind : integers[n]
         `Kind.FETCH`, `LOAD` or `STORE`; a fetch is one instruction.
-    address : int64[n]
+    address : integers[n]
         Byte addresses, virtual and physical alike, 0 to nodes x `node_bytes`.
     page : {"4K", "2M", "1G"}
         Size of all pages.
+    levels : {4, 5}
+        Levels of the page tables.
     cpu_node : int
         Node of the CPU.
     node_bytes : int
-        Memory of each node: an address lies on node `address // node_bytes`.
+        Memory of each node, whole pages: an address lies on node `address // node_bytes`.
     unmeasured_passes, passes : int
-        How often the stream runs before counting begins, and how often it is counted.
+        How often the stream runs before counting begins (0 or more), and how often it is counted
+        (1 or more).
     dependent : bool
         Each reference needs the one before, as in a pointer chase: nothing overlaps.
-    function : int32[n], optional
+    function : integers[n], optional
         Small number of the code each reference belongs to, from 0: to count by it, too.
 
     Returns
@@ -82,21 +91,17 @@ def count_stream(
     Raises
     ------
     SpecError
-        If the arrays differ in length, or an address, kind or page size is none.
+        If the arrays aren't integers of one length, or an address, kind, function, page size or
+        number is none; the message names what was expected.
     """
-    _check(machine, kind, address, page, node_bytes)
+    _check_numbers(machine, page, levels, node_bytes)
+    require(unmeasured_passes >= 0, f"unmeasured_passes: expected >= 0, got {unmeasured_passes}")
+    require(passes >= 1, f"passes: expected >= 1, got {passes}")
+    stream, vpn = _stream(machine, kind, address, node_bytes, function)
     node_pages = node_bytes >> PAGE_SHIFT
     ends = np.arange(1, machine.nodes + 1, dtype=np.int64) * node_pages
-    pages = _Pages(*np.unique(address >> PAGE_SHIFT, return_inverse=True))
-    stream = Stream(
-        kind,
-        pages.of_reference.astype(np.int32),
-        ((address >> LINE_SHIFT) % LINES_PER_PAGE).astype(np.uint8),
-        np.ones(len(address), np.int32),
-        *(() if function is None else (function,)),
-    )
     functions = int(stream.function.max(initial=-1)) + 1
-    translations = _identity(pages.vpn, LEAVES[page], node_pages)
+    translations = _identity(vpn, LEAVES[page], levels, node_pages)
     system = new_system(machine, (cpu_node,), ends)
     counts, unmeasured = (new_counts(machine.nodes, _REGIONS, functions) for _ in range(2))
     repeat(system, 0, stream, translations, unmeasured_passes, unmeasured)
@@ -148,32 +153,73 @@ def toy_machine() -> MachineSpec:
     )
 
 
-def _check(
+def _check_numbers(machine: MachineSpec, page: str, levels: int, node_bytes: int) -> None:
+    """Refuse pages and nodes that can't be."""
+    require(page in LEAVES, f"page: expected one of {', '.join(LEAVES)}, got {page!r}")
+    require(levels in (P4D, PGD5), f"levels: expected {P4D} or {PGD5}, got {levels}")
+    page_bytes = 1 << PAGE_SHIFT + TABLE_SHIFT * (LEAVES[page] - 1)
+    most = _MOST_BYTES // machine.nodes
+    require(
+        _LEAST_NODE_BYTES <= node_bytes <= most and node_bytes % page_bytes == 0,
+        f"node_bytes: expected whole {page} pages of {page_bytes} bytes, {_LEAST_NODE_BYTES} to "
+        f"{most} bytes, got {node_bytes}",
+    )
+
+
+def _integers(name: str, values: ArrayLike, most: int, length: int | None = None) -> NDArray[Any]:
+    """Return values as they are, refused unless integers 0 to `most` in one dimension."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError) as unlike:
+        raise SpecError(f"{name}: expected an array of integers: {unlike}") from None
+    require(array.size > 0, f"{name}: expected at least one reference")
+    require(array.dtype.kind in "iu", f"{name}: expected integers 0 to {most}, got {array.dtype}")
+    shape = array.shape if length is None else (length,)
+    require(
+        array.ndim == 1 and array.shape == shape,
+        f"{name}: expected one dimension, of {length or 'any'} references, got {array.shape}",
+    )
+    low, high = int(array.min()), int(array.max())
+    require(0 <= low <= high <= most, f"{name}: expected integers 0 to {most}, got {low} to {high}")
+    return array
+
+
+def _stream(
     machine: MachineSpec,
-    kind: NDArray[np.uint8],
-    address: NDArray[np.int64],
-    page: str,
+    kind: ArrayLike,
+    address: ArrayLike,
     node_bytes: int,
-) -> None:
-    if page not in LEAVES:
-        raise SpecError(f"page: expected one of {', '.join(LEAVES)}, got {page!r}")
-    if kind.shape != address.shape or kind.ndim != 1:
-        raise SpecError(f"kind, address: expected equal lengths, got {kind.shape}, {address.shape}")
-    if len(address) == 0 or kind.max() > Kind.STORE:
-        raise SpecError("kind: expected at least one FETCH, LOAD or STORE, and nothing else")
+    function: ArrayLike | None,
+) -> tuple[Stream, NDArray[np.int64]]:
+    """Return checked references as a stream, and the vpn of each of its pages: int64[pages]."""
+    kinds = _integers("kind", kind, Kind.STORE)
+    count = len(kinds)
+    most = machine.nodes * node_bytes - 1
+    addresses = _integers("address", address, most, count).astype(np.int64, copy=False)
     # The tables of a fully used node take a 512th of it, so leave that free at its end.
     usable = node_bytes - node_bytes // 256
-    if address.min() < 0 or address.max() >= machine.nodes * node_bytes:
-        raise SpecError(f"address: expected 0 to {machine.nodes * node_bytes - 1}")
-    if (address % node_bytes).max() >= usable:
-        raise SpecError(f"address: expected the first {usable} bytes of each node only")
+    last = int((addresses % node_bytes).max())
+    require(
+        last < usable, f"address: expected the first {usable} bytes of each node only, got {last}"
+    )
+    vpn, page = np.unique(addresses >> PAGE_SHIFT, return_inverse=True)
+    stream = Stream(
+        kinds.astype(np.uint8),
+        page.astype(np.int32),
+        ((addresses >> LINE_SHIFT) % LINES_PER_PAGE).astype(np.uint8),
+        np.ones(count, np.int32),
+    )
+    if function is not None:
+        of_code = _integers("function", function, _MOST_FUNCTIONS - 1, count)
+        stream = stream._replace(function=of_code.astype(np.int32))
+    return stream, vpn
 
 
-def _identity(vpn: NDArray[np.int64], leaf: int, node_pages: int) -> Translations:
+def _identity(vpn: NDArray[np.int64], leaf: int, levels: int, node_pages: int) -> Translations:
     """Map pages to themselves; a table page lies on the node of the first page it maps."""
     table = np.full((len(vpn), MAX_LEVELS), -1, np.int64)
     used = np.zeros(int(vpn.max()) // node_pages + 1, np.int64)
-    for level in range(leaf, _LEVELS + 1):
+    for level in range(leaf, levels + 1):
         keys, first, inverse = np.unique(
             vpn >> (TABLE_SHIFT * level), return_index=True, return_inverse=True
         )
@@ -185,5 +231,5 @@ def _identity(vpn: NDArray[np.int64], leaf: int, node_pages: int) -> Translation
             used[home] += len(here)
         table[:, level - 1] = frames[inverse]
     zero = np.zeros(len(vpn), np.int64)
-    root = table[:, _LEVELS - 1].copy()
+    root = table[:, levels - 1].copy()
     return Translations(vpn, vpn.copy(), zero + leaf, zero, root, table, zero.copy())

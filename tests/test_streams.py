@@ -1,10 +1,13 @@
 """Plain streams: the published latencies come back out, and an independent simulator agrees."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.memory.kinds import Kind
@@ -85,17 +88,87 @@ def test_misses_equal_those_of_an_independent_simulator(seed: int) -> None:
     assert our_misses(machine, address) == pytest.approx(expected, abs=WALK_READS)
 
 
+LOADS = [Kind.LOAD] * 3
+
+
 @pytest.mark.parametrize(
-    ("address", "message"),
+    ("changed", "message"),
     [
-        ([-64], "address: expected 0 to"),
-        ([NODE_BYTES], "address: expected 0 to"),
-        ([NODE_BYTES - 64], "address: expected the first"),
-        ([], "kind: expected at least one"),
+        ({"address": [0, 64, -64]}, "address: expected integers 0 to"),
+        ({"address": [0, 64, NODE_BYTES]}, "address: expected integers 0 to"),
+        ({"address": [0, 64, 2**64]}, "address: expected"),
+        ({"address": [0, 64, NODE_BYTES - 64]}, "address: expected the first"),
+        ({"address": [0.0, 64.0, 0.5]}, "address: expected integers .* got float64"),
+        ({"address": [0, 64]}, r"address: expected one dimension, of 3 references, got \(2,\)"),
+        ({"address": [[0, 64, 0]]}, "address: expected one dimension"),
+        ({"address": [0, [64, 0]]}, "address: expected an array of integers"),
+        ({"kind": [], "address": []}, "kind: expected at least one"),
+        ({"kind": [0, -1, 2]}, "kind: expected integers 0 to 2, got -1 to 2"),
+        ({"kind": np.array([0, -1, 2], np.int8)}, "kind: expected integers 0 to 2, got -1 to 2"),
+        ({"kind": [0, 1, Kind.CR3]}, "kind: expected integers 0 to 2, got 0 to 3"),
+        ({"kind": [0, 1, 258]}, "kind: expected integers 0 to 2"),
+        ({"kind": [0, 1.5, 2]}, "kind: expected integers 0 to 2, got float64"),
+        ({"kind": [True, False, True]}, "kind: expected integers 0 to 2, got bool"),
+        ({"function": [0, 1]}, "function: expected one dimension, of 3 references"),
+        ({"function": [0, -1, 1]}, "function: expected integers"),
+        ({"page": "8K"}, "page: expected one of 4K, 2M, 1G"),
+        ({"levels": 3}, "levels: expected 4 or 5"),
+        ({"passes": 0}, "passes: expected >= 1, got 0"),
+        ({"passes": -1}, "passes: expected >= 1, got -1"),
+        ({"unmeasured_passes": -1}, "unmeasured_passes: expected >= 0, got -1"),
+        ({"node_bytes": (1 << 24) + 1}, "node_bytes: expected whole 4K pages"),
+        ({"node_bytes": (1 << 30) + 4096, "page": "1G"}, "node_bytes: expected whole 1G pages"),
+        ({"node_bytes": 1 << 12}, "node_bytes: expected whole 4K pages"),
+        ({"node_bytes": 1 << 48}, "node_bytes: expected whole 4K pages"),
+        ({"cpu_node": 1}, "cpu_nodes: expected nodes 0 to 0"),
     ],
 )
-def test_addresses_outside_the_machine_are_refused(address: list[int], message: str) -> None:
+def test_what_is_no_stream_is_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"kind": LOADS, "address": [0, 64, 4096]} | changed
     with pytest.raises(SpecError, match=message):
-        count_stream(
-            toy_machine(), np.full(len(address), Kind.LOAD, np.uint8), np.array(address, np.int64)
-        )
+        count_stream(toy_machine(), given.pop("kind"), given.pop("address"), **given)
+
+
+REFERENCES = st.lists(
+    st.tuples(st.integers(-2, 4), st.integers(-(1 << 7), (1 << 15) - 1)), min_size=1, max_size=40
+)
+DTYPES = st.sampled_from([np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64, None])
+
+
+@settings(max_examples=100, deadline=None)
+@given(REFERENCES, DTYPES, st.sampled_from([np.int16, np.int32, np.int64, None]))
+def test_integers_of_any_type_count_alike_or_are_refused(
+    references: list[tuple[int, int]], of_kind: Any, of_address: Any
+) -> None:
+    """Refused exactly if a kind or an address is none, else counted as the usual types are."""
+    kind, address = (np.array(column) for column in zip(*references, strict=True))
+    as_told = (
+        values.tolist() if dtype is None else values.astype(dtype)
+        for values, dtype in ((kind, of_kind), (address, of_address))
+    )
+    is_stream = kind.min() >= 0 and kind.max() <= Kind.STORE and address.min() >= 0
+    if not is_stream:
+        with pytest.raises(SpecError, match=r"^(kind|address): expected"):
+            count_stream(toy_machine(), *as_told)
+        return
+    expected = count_stream(toy_machine(), kind.astype(np.uint8), address.astype(np.int64))
+    found = count_stream(toy_machine(), *as_told)
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_five_levels_read_one_table_more() -> None:
+    four, five = (count_stream(toy_machine(), [Kind.LOAD], [0], levels=n) for n in (4, 5))
+    walked = [counts.served[Access.LOAD_WALK].sum(axis=(1, 2, 3, 4)) for counts in (four, five)]
+    assert walked[0].tolist() == [0, 1, 1, 1, 1, 0]
+    assert walked[1].tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_tables_of_the_smallest_nodes_are_beside_what_they_map(machine: MachineSpec) -> None:
+    """No line of a load is one of a table, though every usable page of every node is loaded."""
+    node_bytes = 1 << 24
+    within = np.arange(0, node_bytes - node_bytes // 256, 4096)
+    address = np.concatenate([within, within + node_bytes])
+    counts = count_stream(
+        machine, np.full(len(address), Kind.LOAD), address, levels=5, node_bytes=node_bytes
+    )
+    assert counts.served[Access.LOAD, 0, 0, Service.DRAM].sum(axis=-1).tolist() == [len(within)] * 2

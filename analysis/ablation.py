@@ -194,12 +194,17 @@ def _switch_answer(others: pl.DataFrame) -> str:
         .group_by("replication")
         .agg(pl.mean("beside"))
     )
-    ranked = means.sort("beside", "replication").rows()
-    same = [name for name, beside in sorted(ranked) if abs(beside) < 0.05]
-    (worst, least), (best, most) = ranked[0], ranked[-1]
-    text = f"Of other policies {best} gains most beside the series ({most:+.1f} points on average)"
-    text += f" and {worst} least ({least:+.1f})"
-    text = text.replace("-", "\N{MINUS SIGN}")
+
+    def near(beside: float) -> list[str]:
+        return sorted(means.filter((pl.col("beside") - beside).abs() < 0.05)["replication"])
+
+    def said(beside: float, how: str) -> str:
+        names, points = near(beside), f"{beside:+.1f}".replace("-", "\N{MINUS SIGN}")
+        return f"{listed(names)} gain{'s' * (len(names) == 1)} {how} ({points} points on average)"
+
+    most = said(max(means["beside"]), "most beside the series")
+    least, same = said(min(means["beside"]), "least"), near(0.0)
+    text = f"Of other policies {most} and {least}"
     return f"{text}; {listed(same)} gain the same." if same else f"{text}."
 
 

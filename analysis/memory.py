@@ -240,12 +240,14 @@ def _answer(table: pl.DataFrame, against: pl.DataFrame) -> str:
     order = {"cold": True, "process_kib": False, "replication": False}
     ranked = against.filter("front").sort(*order, descending=list(order.values()))
     best = ranked.row(0, named=True)
+    alike = [(pl.col(name) - best[name]).abs() < 0.05 for name in ("cold", "worst")]
+    names = ranked.filter(alike)["replication"].to_list()
     text += (
-        f"; of all policies {best['replication']} gains most, {percent(best['cold'])} over the "
-        f"cold workloads and {percent(best['worst'])} at worst"
+        f"; of all policies {listed(names)} gain{'s' * (len(names) == 1)} most, "
+        f"{percent(best['cold'])} over the cold workloads and {percent(best['worst'])} at worst"
     )
     series = against.filter(replication=POLICY)
-    if best["replication"] != POLICY and series.height:
+    if POLICY not in names and series.height:
         theirs = series.row(0, named=True)
         text += f" ({POLICY}: {percent(theirs['cold'])} and {percent(theirs['worst'])})"
     return f"{text}."

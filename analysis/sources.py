@@ -28,6 +28,7 @@ from numarep.results import (
     scan_functions,
     scan_memory,
     scan_runs,
+    warnings_of,
 )
 
 _SCANS = {"counts": scan_counts, "functions": scan_functions, "memory": scan_memory}
@@ -70,6 +71,7 @@ def open_sources(paths: Sequence[Path]) -> Sources:
     events = together.select("run_id", *EVENTS)
     read = {str(path): manifests[str(path)] for path in found}
     compared = agreement.of(list(found), notes)
+    notes += dict.fromkeys(text for manifest in read.values() for text in warnings_of(manifest))
     evidence = Evidence(table, events, **once, manifests=read, agreement=compared)
     return Sources(evidence, together, notes)
 

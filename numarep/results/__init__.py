@@ -16,6 +16,7 @@ from numarep.results.folder import (
     scan_functions,
     scan_memory,
     scan_runs,
+    warnings_of,
 )
 from numarep.results.schema import (
     BASE,
@@ -72,4 +73,5 @@ __all__ = [
     "scan_memory",
     "scan_runs",
     "shard_table",
+    "warnings_of",
 ]

@@ -115,6 +115,14 @@ class Results:
         text = json.dumps(content, indent=2, default=str) + "\n"
         _atomically(self.path / MANIFEST, lambda path: path.write_text(text))
 
+    def warnings(self) -> list[str]:
+        """Return what the sweeps of this folder warned of, by its manifest."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return []
+        return warnings_of(manifest) if isinstance(manifest, dict) else []
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Create the folder and keep other sweeps out of it.
@@ -165,6 +173,16 @@ def open_results(path: Path) -> Results:
         _require_ours(path)
         _require_version(path)
     return Results(path.absolute())
+
+
+def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a manifest's warnings; it may come from anywhere.
+
+    >>> warnings_of({"warnings": ["a", 1]}), warnings_of({})
+    (['a'], [])
+    """
+    told = manifest.get("warnings")
+    return [text for text in told if isinstance(text, str)] if isinstance(told, list) else []
 
 
 def scan_runs(path: str | Path) -> pl.LazyFrame:

@@ -33,14 +33,15 @@ LIBRARIES = ("hydra-core", "llvmlite", "numba", "numpy", "polars", "pyarrow", "p
 
 @dataclass
 class Tally:
-    """What happened so far: runs, failures, and each process's peak memory."""
+    """What happened so far: runs, failures, warnings, and each process's peak memory."""
 
     runs: int = 0
     failed: int = 0
+    warned: set[str] = field(default_factory=set)
     peaks: dict[str, int] = field(default_factory=dict)
 
     def count(self, done: Done, reporter: Reporter) -> None:
-        """Add a finished batch, and report its failures at once."""
+        """Add a finished batch, and report its failures and what is new of warnings at once."""
         self.runs += done.shard.num_rows
         self.peaks[done.process] = max(done.peak_bytes, self.peaks.get(done.process, 0))
         failures = done.shard.filter(pc.field("status") == FAILED)
@@ -48,6 +49,10 @@ class Tally:
         for run in failures.select([*COORDINATES, "error"]).to_pylist():
             error = run.pop("error")
             reporter.say(f"failed: {' '.join(map(str, run.values()))}: {error}")
+        for warning in done.warned:
+            if warning not in self.warned:
+                reporter.say(f"warning: {warning}")
+        self.warned.update(done.warned)
         reporter.advance(done.shard.num_rows)
 
 
@@ -76,7 +81,8 @@ def sweep(
         return tally
     if missing:
         load_model(model).check(missing.values())
-    manifest = _manifest(study, plan, executor)
+    before = results.warnings()
+    manifest = _manifest(study, plan, executor) | {"warnings": before}
     begin = time.monotonic()
     with ExitStack() as stack:
         # The executor first: one that can't be started leaves no folder behind.
@@ -90,7 +96,8 @@ def sweep(
             )
         finally:
             results.compact()
-            results.write_manifest(manifest | _ending(tally, time.monotonic() - begin))
+            warned = {"warnings": sorted({*before, *tally.warned})}
+            results.write_manifest(manifest | warned | _ending(tally, time.monotonic() - begin))
     return tally
 
 

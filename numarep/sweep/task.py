@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import socket
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -61,11 +62,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished batch, and the process that did it."""
+    """A finished batch, what was warned of on the way, and the process that did it."""
 
     shard: pa.Table
     process: str
     peak_bytes: int
+    warned: tuple[str, ...] = ()
 
 
 def load_model(name: str) -> Model:
@@ -76,8 +78,10 @@ def load_model(name: str) -> Model:
 def run_batch(batch: Batch) -> Done:
     """Run every state of a batch; failures become rows."""
     model = load_model(batch.model)
-    rows = [row for state in batch.states for row in _run_state(model, batch.study, state)]
-    return Done(shard_table(rows), f"{socket.gethostname()}:{os.getpid()}", peak_bytes())
+    with warnings.catch_warnings(record=True) as caught:  # what workers print, nobody reads
+        rows = [row for state in batch.states for row in _run_state(model, batch.study, state)]
+    warned = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return Done(shard_table(rows), f"{socket.gethostname()}:{os.getpid()}", peak_bytes(), warned)
 
 
 def failed(batch: Batch, error: BaseException) -> Done:

@@ -216,6 +216,16 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert page_there == (code == 0)
 
 
+def test_warnings_of_the_sweep_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = few(tmp_path / "warned")
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps(manifest | {"warnings": ["a guess", 3]}))
+    assert report.main([str(path)]) == 0
+    assert "note: a guess\n" in capsys.readouterr().err
+
+
 def test_damage_behind_a_sound_footer_ends_a_question_and_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,13 +1,15 @@
 """A model that takes no time: the plumbing of sweeps under test is real, the physics is not.
 
-The file `double` in the dataset's folder lets one workload fail (`fail=WORKLOAD`) or kill its
-process (`die=WORKLOAD`), or holds the workload `kill` until a pipe is gone (`hold=PIPE`).
+The file `double` in the dataset's folder lets one workload fail (`fail=WORKLOAD`), warn
+(`warn=WORKLOAD`) or kill its process (`die=WORKLOAD`), or holds the workload `kill` until a pipe is
+gone (`hold=PIPE`).
 """
 
 import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +39,8 @@ def evaluate(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
             _hold(Path(value))
         if kind == "fail" and spec.workload.name == value:
             raise ArithmeticError(f"{value} can't run\nsecond line")
+        if kind == "warn" and spec.workload.name == value:
+            warnings.warn(f"{value} is a guess", stacklevel=1)
         yield _result(spec)
 
 

@@ -1,5 +1,6 @@
 """Ray: a private one and a cluster give the bytes of the serial executor; workers may die."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,19 @@ def test_a_private_ray_gives_the_serial_bytes_and_stops(
     assert "32 of 32 runs to do, 16 states to simulate" in done.stderr
     assert sweep(*GRID, f"out={tmp_path / 'serial'}") == 0
     assert_same_bytes(out, tmp_path / "serial")
+
+
+def test_warnings_of_workers_are_said_once_and_kept(
+    command: Callable[..., list[str]], tmp_path: Path, dataset: Path
+) -> None:
+    (dataset / "double").write_text("warn=kill")
+    out = f"out={tmp_path / 'out'}"
+    done = run(command("executor=ray", "executor.num_cpus=2", *GRID, out))
+    assert done.stderr.count("warning: kill is a guess") == 1
+    (dataset / "double").unlink()
+    assert run(command("executor=serial", "workload=mount_proc", "seed=1", out)).returncode == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["warnings"] == ["kill is a guess"]
 
 
 def test_a_cluster_of_two_survives_dying_workers_and_refuses_other_tokens(

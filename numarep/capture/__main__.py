@@ -1,4 +1,4 @@
-"""`python -m numarep.capture --out DIR`: boot the matrix of settings and write a dataset.
+"""Command line of captures: `python -m numarep.capture --out DIR`.
 
 >>> [setting.seed for setting in matrix(parse_arguments(["--out", "x", "--pti", "on"]))]
 [1, 2, 1, 2]
@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from numarep.capture.boot import (
     NODES,
+    PACKAGES,
+    QEMU_VERSION,
     TIMEOUT_S,
     BootError,
     MissingError,
@@ -73,17 +75,37 @@ def _list_of(
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; bad usage ends the program with 2 and one line."""
-    parser = _Parser(prog="python -m numarep.capture", description=__doc__)
+    parser = _Parser(
+        prog="python -m numarep.capture",
+        description="Boot a Debian 6.1 kernel under QEMU on two emulated NUMA nodes, once for "
+        "every combination of --pti, --cpu-node and --seed, and write what it executed as a "
+        "dataset for python -m numarep.sweep kernel.dataset=DIR. Debian packages it needs: "
+        f"{' '.join(PACKAGES)} (QEMU {QEMU_VERSION}).",
+        epilog="exit codes: 0 done; 1 a guest failed; 2 bad usage, or something is missing",
+    )
     add = parser.add_argument
     add("--out", required=True, type=Path, help="folder to make; its name names the dataset")
-    add("--kernel", help=".deb, unpacked folder or PACKAGE[=VERSION] (default: apt's newest 6.1)")
-    add("--pti", type=_list_of(str, ("on", "off")), default=["on", "off"])
-    add("--cpu-node", type=_list_of(int, [node.node for node in NODES]), default=[0, 1])
-    add("--seed", type=_list_of(int, None), default=[1, 2])
-    add("--workload", type=_list_of(str, _NAMES), default=[], help=f"of {','.join(_NAMES)}")
+    add(
+        "--kernel",
+        metavar="WHICH",
+        help=".deb, unpacked folder or PACKAGE[=VERSION] (default: apt's newest "
+        "linux-image-6.1.0-*-cloud-amd64)",
+    )
+    nodes = [node.node for node in NODES]
+    lists: dict[str, tuple[Any, list[Any], str]] = {
+        "pti": (_list_of(str, ("on", "off")), ["on", "off"], "page-table isolation"),
+        "cpu-node": (_list_of(int, nodes), nodes, "node of the CPU; the kernel lies on node 0"),
+        "seed": (_list_of(int, None), [1, 2], "disturbs the allocators: other frames"),
+    }
+    for name, (kind, default, said) in lists.items():
+        shown = ",".join(map(str, default))
+        add(f"--{name}", type=kind, default=default, metavar="LIST", help=f"{said} ({shown})")
+    windows = f"of {', '.join(_NAMES)} (all)"
+    add("--workload", type=_list_of(str, _NAMES), default=[], metavar="LIST", help=windows)
     add("--work", type=Path, default=_default_cache(), help="folder for downloads and builds")
-    add("--jobs", type=int, default=1, help="guests at a time")
-    add("--timeout", type=float, default=TIMEOUT_S, help="seconds a guest may take")
+    add("--jobs", type=int, default=1, help="guests at a time (1)")
+    seconds = f"seconds a guest may take ({TIMEOUT_S:g})"
+    add("--timeout", type=float, default=TIMEOUT_S, help=seconds)
     parsed = parser.parse_args(arguments)
     if parsed.jobs < 1 or not parsed.timeout > 0:
         parser.error("--jobs and --timeout must be positive")

@@ -52,6 +52,8 @@ _COMMANDS = {
 }
 _BIOS = ("/usr/share/seabios/bios-256k.bin", "seabios")
 _OPTION_ROM = ("/usr/share/qemu/linuxboot_dma.bin", "qemu-system-data")
+_LIBC = "libc6-dev"
+PACKAGES = sorted({*_COMMANDS.values(), _BIOS[1], _OPTION_ROM[1], _LIBC})
 
 
 class MissingError(RuntimeError):
@@ -124,7 +126,7 @@ def missing_packages() -> list[str]:
         if not Path(path).exists() and not Path(path.replace("/seabios/", "/qemu/")).exists():
             missing.add(package)
     if "gcc" not in missing and not _has_static_libc():
-        missing.add("libc6-dev")
+        missing.add(_LIBC)
     return sorted(missing)
 
 

@@ -10,13 +10,24 @@ A test holds them equal, and to two boot logs of the series.
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from numarep.linux.image import Image
 from numarep.replication.boot import copied_sections
-from numarep.replication.kernel import PGD_PAGES, Kernel
+from numarep.replication.kernel import PGD_PAGES, Area, Kernel, Mm
+from numarep.replication.mitosis import user_tables_below
 from numarep.spec import ReplicationSpec
-from numarep.units import ENTRY_BYTES, MAX_LEVELS, PAGE_BYTES, PAGES_PER_PMD, PMD_BYTES, PTE
+from numarep.units import (
+    ENTRY_BYTES,
+    MAX_LEVELS,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PAGES_PER_PMD,
+    PMD_BYTES,
+    PTE,
+    shown,
+)
 
 
 class Row(NamedTuple):
@@ -31,6 +42,16 @@ class Row(NamedTuple):
     mechanism: str
     node: int
     pages: int  # that the bytes fill, the last one perhaps in part
+    bytes: int
+
+
+class Owned(NamedTuple):
+    """The same of one owner."""
+
+    owner: str
+    mechanism: str
+    node: int
+    pages: int
     bytes: int
 
 
@@ -91,30 +112,80 @@ def account(kernel: Kernel, max_numnodes: int) -> list[Row]:
     max_numnodes : int
         Nodes the kernel is built for: as many pointers are in every mm_struct.
     """
-    spec, node_of = kernel.spec, kernel.frames.node_of
-    pages: Counter[tuple[str, int]] = Counter()
+    sizes: Counter[tuple[str, int]] = Counter()
+    for row in account_by_owner(kernel, max_numnodes):
+        sizes[row.mechanism, row.node] += row.bytes
+    return sorted(_row(*key, size) for key, size in sizes.items())
+
+
+def account_by_owner(
+    kernel: Kernel, max_numnodes: int, modules: Mapping[str, Sequence[Area]] | None = None
+) -> list[Owned]:
+    """List the same for the kernel itself, every module and every process.
+
+    Parameters
+    ----------
+    modules : mapping, optional
+        Areas of each module by its name; an area of none is listed by its address.
+
+    Returns
+    -------
+    list of Owned
+        `kernel`, `module NAME`, `area ADDRESS` and `process N`, in the order of `Kernel.mms`. PTE
+        pages of areas are the kernel's: modules share them, and they stay. Copies of user tables
+        that no process's PGD leads to, of processes a trace alone knows, are `other processes`'.
+    """
+    names = {id(area): f"module {name}" for name, own in (modules or {}).items() for area in own}
+    sizes: Counter[tuple[str, str, int]] = Counter()
     for node, reserved in kernel.reserved.items():
-        pages["static", node] += sum(count for _, count in reserved)
-    boot_ptes = PTE if spec.clone_ptes else PTE + 1
+        sizes["kernel", "static", node] += sum(pages for _, pages in reserved) * PAGE_BYTES
+    boot_ptes = PTE if kernel.spec.clone_ptes else PTE + 1
     for own in kernel.own.values():
         for copy in own.values():
-            is_boot = kernel.tables.level_of[copy] >= boot_ptes
-            pages["tables" if is_boot else "area_tables", node_of(copy)] += 1
+            what = "tables" if kernel.tables.level_of[copy] >= boot_ptes else "area_tables"
+            sizes["kernel", what, kernel.frames.node_of(copy)] += PAGE_BYTES
     for area in kernel.areas:
+        owner = names.get(id(area), f"area {shown(area.start << PAGE_SHIFT)}")
         for node, frames in area.replicas.items():
-            pages["modules", node] += len(frames)
-    for mm in kernel.mms:
-        for node in mm.pgd:
-            if node != mm.original:
-                pages["processes", node] += PGD_PAGES
-        for copy in mm.private.values():
-            pages["private", node_of(copy)] += 1
-    for copy in {c for copies in kernel.user_copies.values() for c in copies.values()}:
-        if not kernel.frames.is_free(copy):
-            pages["user_tables", node_of(copy)] += 1
-    rows = [_row(*key, count * PAGE_BYTES) for key, count in pages.items()]
-    if spec.built_in:
-        pointers = Counter(mm.original for mm in kernel.mms)
-        size = ENTRY_BYTES * max_numnodes
-        rows += [_row("pointers", node, number * size) for node, number in pointers.items()]
-    return sorted(row for row in (*rows, *padding(kernel.image, spec, kernel.master)) if row.bytes)
+            sizes[owner, "modules", node] += len(frames) * PAGE_BYTES
+    for number, mm in enumerate(kernel.mms):
+        _add_process(kernel, mm, f"process {number}", max_numnodes, sizes)
+    for copy, owner in _user_copies(kernel).items():
+        sizes[owner, "user_tables", kernel.frames.node_of(copy)] += PAGE_BYTES
+    for row in padding(kernel.image, kernel.spec, kernel.master):
+        sizes["kernel", row.mechanism, row.node] += row.bytes
+    return sorted(
+        Owned(owner, *_row(mechanism, node, size))
+        for (owner, mechanism, node), size in sizes.items()
+        if size
+    )
+
+
+def _add_process(
+    kernel: Kernel, mm: Mm, owner: str, max_numnodes: int, sizes: Counter[tuple[str, str, int]]
+) -> None:
+    """Add a process's further PGDs, its private tables and its pointers."""
+    for node in mm.pgd:
+        if node != mm.original:
+            sizes[owner, "processes", node] += PGD_PAGES * PAGE_BYTES
+    for copy in mm.private.values():
+        sizes[owner, "private", kernel.frames.node_of(copy)] += PAGE_BYTES
+    if kernel.spec.built_in:
+        sizes[owner, "pointers", mm.original] += ENTRY_BYTES * max_numnodes
+
+
+def _user_copies(kernel: Kernel) -> dict[int, str]:
+    """Return whose every copy of a user table is, of those in use."""
+    owners = {
+        table: f"process {number}"
+        for number, mm in enumerate(kernel.mms)
+        for pgd in mm.pgd.values()
+        for table in (user_tables_below(kernel.tables, pgd) if kernel.user_copies else ())
+    }
+    found: dict[int, str] = {}  # a frame may have been a gone table's copy before
+    for original, copies in kernel.user_copies.items():
+        for copy in copies.values():
+            if not kernel.frames.is_free(copy):
+                owner = owners.get(original, owners.get(copy))
+                found[copy] = owner or found.get(copy, "other processes")
+    return found

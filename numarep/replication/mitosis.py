@@ -69,8 +69,13 @@ def free_user_copies(kernel: Kernel, table: int, work: Work) -> None:
 
 def user_tables_of(tables: PageTables) -> frozenset[int]:
     """List the table pages below the user halves of all PGDs."""
+    return frozenset().union(*(user_tables_below(tables, root) for root in tables.roots()))
+
+
+def user_tables_below(tables: PageTables, root: int) -> frozenset[int]:
+    """List the table pages below the user half of one PGD."""
     found: set[int] = set()
-    level = [e for root in tables.roots() for i, e in tables.pages[root].items() if i < KERNEL_HALF]
+    level = [entry for index, entry in tables.pages[root].items() if index < KERNEL_HALF]
     while level:
         here = {entry_pfn(entry) for entry in level} & tables.pages.keys()
         upper = [t for t in here - found if tables.level_of[t] > PTE]

@@ -3,12 +3,11 @@
 `setting` is what the kernel of the run depends on. `window` loads the captured window and lays it
 out as that kernel would have it, `replicas` charges what replication adds, `role` is both for one
 CPU, `protocol` drives the latency core; `numbering` knows how a machine's node numbers and the
-captures' go together.
+captures' go together; `start` is the kernel before anything is run, to look at.
 
 Baseline and replicated runs of one window differ in nothing but the replicas and their cost.
 """
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from numarep.memory.counts import Counts
 from numarep.replication.account import Row
-from numarep.simulate.numbering import captured_cpu_nodes, home_of, labels_of, renumbered
+from numarep.simulate.numbering import as_captured, captured_cpu_nodes, home_of, labels_of
 from numarep.simulate.protocol import drive
 from numarep.simulate.role import NO_FUNCTIONS, Functions, Role, roles_of
 from numarep.simulate.setting import setting_of
@@ -82,21 +81,7 @@ def simulate(spec: RunSpec) -> Outcome:
     if isinstance(spec.workload, ChaseSpec):
         return _chase(spec, spec.workload)
     labels = labels_of(spec)
-    boot = spec.replication.boot_node
-    replication = dataclasses.replace(
-        spec.replication,
-        master_node=0,
-        boot_node=None if boot is None else labels.index(boot),
-    )
-    others = tuple(labels.index(node) for node in spec.others.nodes)
-    as_captured = dataclasses.replace(
-        spec,
-        cpu_node=labels.index(spec.cpu_node),
-        others=dataclasses.replace(spec.others, nodes=others),
-        replication=replication,
-        machine=renumbered(spec.machine, labels),
-    )
-    return _relabelled(_simulate(as_captured, spec.workload), labels)
+    return _relabelled(_simulate(as_captured(spec, labels), spec.workload), labels)
 
 
 def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:

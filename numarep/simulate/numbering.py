@@ -51,6 +51,24 @@ def labels_of(spec: RunSpec) -> list[int]:
     return labels
 
 
+def as_captured(spec: RunSpec, labels: list[int]) -> RunSpec:
+    """Return a run in the captures' own node numbers, of which node i is `labels[i]`."""
+    boot = spec.replication.boot_node
+    replication = dataclasses.replace(
+        spec.replication,
+        master_node=0,
+        boot_node=None if boot is None else labels.index(boot),
+    )
+    others = tuple(labels.index(node) for node in spec.others.nodes)
+    return dataclasses.replace(
+        spec,
+        cpu_node=labels.index(spec.cpu_node),
+        others=dataclasses.replace(spec.others, nodes=others),
+        replication=replication,
+        machine=renumbered(spec.machine, labels),
+    )
+
+
 def renumbered(machine: MachineSpec, labels: list[int]) -> MachineSpec:
     """Return a machine whose node i is node `labels[i]` of this one, as far as counting goes."""
     sockets = tuple(machine.socket_of_node[node] for node in labels)

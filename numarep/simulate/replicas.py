@@ -12,7 +12,7 @@ from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import booted, first_frame, kernel_root_of, new_kernel
 from numarep.replication.boot_trace import boot_trace
 from numarep.replication.events import Replay, warn_of_missing
-from numarep.replication.kernel import Kernel, Mm
+from numarep.replication.kernel import Area, Kernel, Mm
 from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, module_pages
 from numarep.spec import BootSpec
@@ -54,7 +54,44 @@ def used_frames(setting: Setting, window: Window) -> set[int]:
 
 def replicate(setting: Setting, node: int, window: Window, frames: Frames) -> Replicated:
     """Boot the policy's kernel on the captured tables and replay the window's events on it."""
-    kernel = new_kernel(
+    if isinstance(setting.workload, BootSpec):
+        kernel = _unbooted(setting, window, frames)
+        return Replicated(kernel, boot_trace(kernel), {})
+    replay, _ = at_start(setting, node, window, frames)
+    warn_of_missing(window.names, window.meta.levels)
+    if setting.replication.costs == "waived":
+        # Nothing is done in the window: processes it makes have the PGD that was captured.
+        return Replicated(replay.kernel, window.trace, replay.processes)
+    return Replicated(replay.kernel, replay.trace(), replay.processes)
+
+
+def at_start(
+    setting: Setting, node: int, window: Window, frames: Frames
+) -> tuple[Replay, dict[str, list[Area]]]:
+    """Boot the policy's kernel on the captured tables; take over its modules and processes.
+
+    Returns
+    -------
+    The window's events, of which none has happened, and the areas of every module by its name.
+    """
+    kernel = booted(_unbooted(setting, window, frames))
+    cpu = next(cpu for cpu in kernel.cpus if cpu.node == node)
+    names = [module.name for module in window.meta.modules]
+    areas = [adopt_module(kernel, cpu, vpns) for vpns in module_pages(window.meta)]
+    replay = Replay(
+        kernel,
+        window.trace,
+        cpu,
+        window.user_tables,
+        window.disturbance,
+        modules=[own for own in areas if own],
+        at_end=window.at_end,
+    )
+    return replay, dict(zip(names, areas, strict=True))
+
+
+def _unbooted(setting: Setting, window: Window, frames: Frames) -> Kernel:
+    return new_kernel(
         setting.replication,
         window.image,
         window.tables,
@@ -65,25 +102,6 @@ def replicate(setting: Setting, node: int, window: Window, frames: Frames) -> Re
         distance=setting.distance,
         cpu_nodes=_boot_cpu_first(setting, frames.nodes),
     )
-    if isinstance(setting.workload, BootSpec):
-        return Replicated(kernel, boot_trace(kernel), {})
-    booted(kernel)
-    cpu = next(cpu for cpu in kernel.cpus if cpu.node == node)
-    modules = [adopt_module(kernel, cpu, vpns) for vpns in module_pages(window.meta)]
-    warn_of_missing(window.names, window.meta.levels)
-    replay = Replay(
-        kernel,
-        window.trace,
-        cpu,
-        window.user_tables,
-        window.disturbance,
-        modules=[areas for areas in modules if areas],
-        at_end=window.at_end,
-    )
-    if setting.replication.costs == "waived":
-        # Nothing is done in the window: processes it makes have the PGD that was captured.
-        return Replicated(kernel, window.trace, replay.processes)
-    return Replicated(kernel, replay.trace(), replay.processes)
 
 
 def _boot_cpu_first(setting: Setting, nodes: int) -> list[int]:

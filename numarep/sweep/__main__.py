@@ -57,8 +57,11 @@ was run; 130 interrupted, what was finished is kept
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Refuses bad input in one line."""
+
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
         # One line, as for every other bad input; argparse would print its usage too.
         self.exit(BAD_INPUT, f"error: {message}; --help explains\n")
 
@@ -132,10 +135,10 @@ def _show(study: Study) -> int:
     return DONE
 
 
-def _parser() -> _Parser:
+def _parser() -> Parser:
     lines = [f"  {group}: {', '.join(options)}" for group, options in groups().items()]
     listed = "\n".join(["groups and their options:", *lines, f"studies: {', '.join(studies())}"])
-    parser = _Parser(
+    parser = Parser(
         prog="python -m numarep.sweep",
         description=DESCRIPTION,
         epilog=f"{EXAMPLES}\n{listed}",

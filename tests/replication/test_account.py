@@ -1,10 +1,16 @@
 """The memory account against closed formulas and boot logs (R11, R16), and diagnostics (R37)."""
 
+import itertools
+from collections import Counter
+
+import polars as pl
 import pytest
 
 from numarep.linux.image import Image, Section
+from numarep.linux.layout import WINDOW_VPN
 from numarep.replication.account import (
     account,
+    account_by_owner,
     module_bytes,
     padding_bytes,
     process_bytes,
@@ -12,6 +18,7 @@ from numarep.replication.account import (
     static_bytes_of,
     table_pages,
 )
+from numarep.replication.areas import new_area
 from numarep.replication.dump import as_frame, as_text, dump, statistics, statistics_frame
 from numarep.replication.kernel import PGD_PAGES
 from numarep.replication.modules import ModuleSize, load
@@ -112,28 +119,83 @@ def test_r30_a_module_costs_its_text_and_rodata_and_pte_pages(nodes: int) -> Non
     assert pages == module_bytes(nodes, 5, 3, own_ptes=True)
 
 
-def test_r37_the_dump_shows_each_nodes_tables_and_frames() -> None:
-    kernel = SmallKernel(nodes=2).booted()
-    vpn = kernel.image.text.start >> PAGE_SHIFT
-    lines = dump(kernel, vpn, vpn + 2)
-    assert [(line.vpn, line.node) for line in lines] == [
-        (vpn, 0),
-        (vpn, 1),
-        (vpn + 1, 0),
-        (vpn + 1, 1),
-    ]
-    for line in lines:
-        walk = kernel.tables.walk(kernel.pgd_numa(line.node), line.vpn)
-        assert line.pfn == walk.pfn
-        assert line.tables == tuple(reversed([table for table in walk.table if table >= 0]))
-        assert line.flags == "-x--"
+@pytest.mark.parametrize("levels", [4, 5])
+@pytest.mark.parametrize("window", [False, True])
+def test_r37_a_dump_says_of_every_page_what_its_nodes_walk_says(levels: int, window: bool) -> None:
+    kernel = SmallKernel(nodes=2, levels=levels).booted()
+    module, _ = load(kernel, kernel.cpus[1], ModuleSize(3, 2, 0, 1))
+    start, end = kernel.image.text.start >> PAGE_SHIFT, module.areas["data"].vpns.stop + 3
+    lines = dump(kernel, WINDOW_VPN if window else start, 0 if window else end)
+    for node in (0, 1):
+        stretches = [line for line in lines if line.node == node]
+        assert [line.end for line in stretches[:-1]] == [line.vpn for line in stretches[1:]]
+        for line in stretches:
+            for vpn in {line.vpn, (line.vpn + line.end) // 2, line.end - 1}:
+                walk = kernel.tables.walk(kernel.pgd_numa(node), vpn)
+                if walk is None:
+                    assert (line.pfn, line.leaf) == (None, None)
+                    continue
+                assert walk.pfn - line.pfn == vpn - line.vpn
+                assert walk.leaf == line.leaf
+                read = [table for table in reversed(walk.table) if table >= 0]
+                assert read == [table for table in line.tables if table is not None]
+        # As few as can be: no stretch goes on where the last one ends.
+        assert not any(a.joined(b) for a, b in itertools.pairwise(stretches))
+
+
+def test_r37_text_and_frame_of_a_dump_say_the_same() -> None:
+    kernel = SmallKernel(nodes=8).booted()
+    first = kernel.image.replicated[0]
+    lines = dump(kernel, first.start >> PAGE_SHIFT, first.end >> PAGE_SHIFT)
     rows = as_frame(lines).to_dicts()
-    assert [(row["node"], row["frame"]) for row in rows] == [(r.node, r.pfn) for r in lines]
-    assert [row["pmd"] for row in rows] == [line.tables[-1] for line in lines]
-    assert {row["p4d"] for row in rows} == {row["pte"] for row in rows} == {None}
-    text = as_text(lines).splitlines()
-    assert len(text) == 5
-    assert f"{lines[1].pfn:#x}" in text[2]
+    assert [row["node"] for row in rows] == [*range(8)]  # a line a node for 6 MiB
+    assert [row["frame"] for row in rows] == [line.pfn for line in lines]
+    head, *text = [line.split() for line in as_text(lines).splitlines()]
+    for cells, row in zip(text, rows, strict=True):
+        shown = dict(zip(head, cells, strict=True))
+        assert (shown["from"], shown["to"], shown["flags"]) == (row["from"], row["to"], "-x--")
+        for name in ("pgd", "pud", "pmd", "frame"):
+            assert int(shown[name], 16) == row[name]
+        assert (shown["pte"], row["pte"], row["p4d"]) == ("-", None, None)
+    assert {row["node"] for row in as_frame(dump(kernel, -2, 0, nodes=[5])).to_dicts()} == {5}
+    assert as_frame(dump(kernel, -2, 0))["to"][0] == f"{1 << 64:x}"
+
+
+@pytest.mark.parametrize("max_numnodes", [8, 64, 1024])
+@pytest.mark.parametrize("name", ["series", "lazy", "mitosis", "retarget"])
+def test_r16_r30_memory_by_owner_is_the_formulas_and_adds_up(name: str, max_numnodes: int) -> None:
+    kernel = SmallKernel(nodes=3, processes=(0,)).booted(**vars(policy(name)))
+    cpu = kernel.cpus[0]
+    mms = [fork(kernel, cpu)[0] for _ in range(2)]
+    fill_slot(kernel, cpu, mms[1], 3)
+    sizes = {"one": ModuleSize(2, 1, 1, 1), "two": ModuleSize(5, 0, 0, 3)}
+    areas = {n: [*load(kernel, cpu, size)[0].areas.values()] for n, size in sizes.items()}
+    new_area(kernel, cpu, pages=1, node=0)
+    owned = account_by_owner(kernel, max_numnodes, areas)
+    total: Counter[tuple[str, int]] = Counter()
+    for row in owned:
+        total[row.mechanism, row.node] += row.bytes
+    assert total == {(r.mechanism, r.node): r.bytes for r in account(kernel, max_numnodes)}
+
+    def of(owner: str, *mechanisms: str) -> int:
+        mine = [row for row in owned if row.owner == owner]
+        return sum(row.bytes for row in mine if row.mechanism in mechanisms or not mechanisms)
+
+    for module, size in sizes.items():
+        own = module_bytes(3, size.text, size.rodata, own_ptes=False)
+        assert of(f"module {module}") == (own if name != "retarget" else 0)
+    eager = name in ("series", "mitosis")
+    for number in range(2):
+        wanted = process_bytes(3 if eager else 1, max_numnodes)
+        assert of(f"process {number}", "processes", "pointers") == wanted
+    assert of("process 1", "user_tables") == (2 * 4096 if name == "mitosis" else 0)
+    assert of("process 0", "private") == (3 * 4096 if name == "retarget" else 0)
+    owners = {row.owner for row in owned}
+    modules = {f"module {module}" for module in sizes} if name != "retarget" else set()
+    assert owners == {"kernel", "process 0", "process 1"} | modules
+    found = statistics_frame(kernel, max_numnodes, areas, labels=[5, 6, 7])
+    of_kernel = found.filter(pl.col("name") == "kernel.padding.node5_bytes")
+    assert of_kernel["value"].to_list() == [padding_bytes(kernel.image)]
 
 
 def test_r37_statistics_count_what_is_there() -> None:

@@ -53,17 +53,20 @@ def labels_of(spec: RunSpec) -> list[int]:
 
 def as_captured(spec: RunSpec, labels: list[int]) -> RunSpec:
     """Return a run in the captures' own node numbers, of which node i is `labels[i]`."""
-    boot = spec.replication.boot_node
+
+    def captured(node: int | None) -> int | None:
+        return None if node is None else labels.index(node)
+
     replication = dataclasses.replace(
-        spec.replication,
-        master_node=0,
-        boot_node=None if boot is None else labels.index(boot),
+        spec.replication, master_node=0, boot_node=captured(spec.replication.boot_node)
     )
+    kernel = dataclasses.replace(spec.kernel, module_node=captured(spec.kernel.module_node))
     others = tuple(labels.index(node) for node in spec.others.nodes)
     return dataclasses.replace(
         spec,
         cpu_node=labels.index(spec.cpu_node),
         others=dataclasses.replace(spec.others, nodes=others),
+        kernel=kernel,
         replication=replication,
         machine=renumbered(spec.machine, labels),
     )

@@ -8,11 +8,12 @@ import numpy as np
 from numarep.linux.boot_node import move_tables, moved
 from numarep.linux.frames import Frames
 from numarep.linux.memory import map_node
+from numarep.linux.module_node import move_modules, with_modules_moved
 from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import booted, first_frame, kernel_root_of, new_kernel
 from numarep.replication.boot_trace import boot_trace
 from numarep.replication.events import Replay, warn_of_missing
-from numarep.replication.kernel import Area, Kernel, Mm
+from numarep.replication.kernel import Area, Cpu, Kernel, Mm
 from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, module_pages
 from numarep.spec import BootSpec
@@ -29,7 +30,17 @@ class Replicated:
     processes: dict[int, Mm]
 
 
-def booted_on(node: int, window: Window, frames: Frames) -> Window:
+def placed(setting: Setting, window: Window, frames: Frames) -> Window:
+    """Return the window with what its kernel holds on the nodes that the run's has it on."""
+    boot_node, module_node = setting.replication.boot_node, setting.kernel.module_node
+    if boot_node is not None:
+        window = _booted_on(setting.home[boot_node], window, frames)
+    if module_node is not None:
+        window = _modules_on(setting.home[module_node], window, frames)
+    return window
+
+
+def _booted_on(node: int, window: Window, frames: Frames) -> Window:
     """Return the window with the kernel's shared tables on the boot CPU's node."""
     root = kernel_root_of(window.tables, window.image)
     first, whole = first_frame(window.tables, root, window.image.text), window.image.whole
@@ -39,6 +50,17 @@ def booted_on(node: int, window: Window, frames: Frames) -> Window:
     direct_map = bases_of(window.meta)["direct_map"]
     return dataclasses.replace(
         window, trace=moved(window.trace, window.tables, root, new, direct_map)
+    )
+
+
+def _modules_on(node: int, window: Window, frames: Frames) -> Window:
+    """Return the window with its modules' base copies, and what maps them, on a node (R30)."""
+    root = kernel_root_of(window.tables, window.image)
+    ranges = module_pages(window.meta)
+    new = move_modules(window.tables, root, frames, node, ranges)
+    direct_map = bases_of(window.meta)["direct_map"]
+    return dataclasses.replace(
+        window, trace=with_modules_moved(window.trace, window.tables, root, new, direct_map, ranges)
     )
 
 
@@ -75,9 +97,11 @@ def at_start(
     The window's events, of which none has happened, and the areas of every module by its name.
     """
     kernel = booted(_unbooted(setting, window, frames))
-    cpu = next(cpu for cpu in kernel.cpus if cpu.node == node)
+    cpu = _cpu_of(kernel, node)
     names = [module.name for module in window.meta.modules]
-    areas = [adopt_module(kernel, cpu, vpns) for vpns in module_pages(window.meta)]
+    module_node = setting.kernel.module_node
+    loader = cpu if module_node is None else _cpu_of(kernel, module_node)
+    areas = [adopt_module(kernel, loader, vpns) for vpns in module_pages(window.meta)]
     replay = Replay(
         kernel,
         window.trace,
@@ -88,6 +112,10 @@ def at_start(
         at_end=window.at_end,
     )
     return replay, dict(zip(names, areas, strict=True))
+
+
+def _cpu_of(kernel: Kernel, node: int) -> Cpu:
+    return next(cpu for cpu in kernel.cpus if cpu.node == node)
 
 
 def _unbooted(setting: Setting, window: Window, frames: Frames) -> Kernel:

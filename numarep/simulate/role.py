@@ -21,7 +21,7 @@ from numarep.replication.boot import first_frame, kernel_root_of
 from numarep.replication.boot_trace import first_fetch
 from numarep.replication.events import page_table_frames
 from numarep.replication.view import on_node
-from numarep.simulate.replicas import Replicated, booted_on, replicate, used_frames
+from numarep.simulate.replicas import Replicated, placed, replicate, used_frames
 from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, load_window, module_pages
 from numarep.spec import BootSpec
@@ -140,9 +140,7 @@ def roles_of(setting: Setting) -> tuple[Role, ...]:
 
 def _role(setting: Setting, node: int, master: int, window: Window, frames: Frames) -> Role:
     """Boot the kernel of one CPU's window, and return what that CPU does; frames are taken."""
-    boot_node = setting.replication.boot_node
-    if boot_node is not None:
-        window = booted_on(setting.home[boot_node], window, frames)
+    window = placed(setting, window, frames)
     if isinstance(setting.workload, BootSpec):
         root = kernel_root_of(window.tables, window.image)
         window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))

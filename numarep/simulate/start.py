@@ -5,7 +5,7 @@ from typing import NamedTuple
 from numarep.linux.frames import Frames
 from numarep.replication.kernel import Area, Kernel
 from numarep.simulate.numbering import as_captured, labels_of
-from numarep.simulate.replicas import at_start, booted_on, used_frames
+from numarep.simulate.replicas import at_start, placed, used_frames
 from numarep.simulate.setting import setting_of
 from numarep.simulate.window import load_window
 from numarep.spec import ChaseSpec, RunSpec, SpecError
@@ -36,7 +36,5 @@ def start(spec: RunSpec) -> Started:
     node = setting.cpu_nodes[0]
     window = load_window(setting, setting.home[node])
     frames = Frames(window.ranges, used_frames(setting, window), setting.colours)
-    if setting.replication.boot_node is not None:
-        window = booted_on(setting.home[setting.replication.boot_node], window, frames)
-    replay, modules = at_start(setting, node, window, frames)
+    replay, modules = at_start(setting, node, placed(setting, window, frames), frames)
     return Started(replay.kernel, labels, modules)

@@ -28,6 +28,9 @@ class KernelSpec(Spec):
     layout_seed: int  # of the permutation
     kasan: bool  # refused with replicas where the dataset has 5-level tables (R1)
     max_numnodes: int  # nodes it is built for: a PGD pointer each in every process (R15)
+    # Of the base copy of the modules that were loaded before the window, and of the CPU that loaded
+    # them (R29, R30); none: as captured, on the measured CPU's.
+    module_node: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a kernel for no nodes."""
@@ -272,6 +275,11 @@ class RunSpec(Spec):
             self.replication.boot_node in (None, *range(self.machine.nodes)),
             f"replication.boot_node: expected null or 0 to {self.machine.nodes - 1} on "
             f"{self.machine.name}, got {self.replication.boot_node}",
+        )
+        require(
+            self.kernel.module_node in (None, *range(self.machine.nodes)),
+            f"kernel.module_node: expected null or 0 to {self.machine.nodes - 1} on "
+            f"{self.machine.name}, got {self.kernel.module_node}",
         )
         require(
             self.load.cpus_per_node == 0 or self.machine.latency.loaded is not None,

@@ -56,10 +56,13 @@ def new_area(
     Raises
     ------
     ReplicationError
-        If the node has no memory or does not exist.
+        If the node has no memory or does not exist, no pages are asked for, or no addresses are
+        left; then nothing has changed.
     FrameError
-        If there is no room; then nothing has changed.
+        If there is no memory; then nothing has changed.
     """
+    if pages < 1:
+        raise ReplicationError(f"an area of {pages} pages: expected at least one")
     if node is not None and node not in kernel.replica_nodes:
         known = 0 <= node < len(kernel.frames.ranges)
         nodes = ", ".join(map(str, kernel.replica_nodes))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from numarep.linux.frames import FrameError
 from numarep.replication.areas import free_area, new_area, replicate_area, share_again
-from numarep.replication.kernel import Area, Cpu, Kernel
+from numarep.replication.kernel import Area, Cpu, Kernel, ReplicationError
 from numarep.replication.protection import Change, set_memory
 from numarep.replication.work import Work
 
@@ -52,7 +52,9 @@ def load(kernel: Kernel, cpu: Cpu, size: ModuleSize) -> tuple[Module, Work]:
     Raises
     ------
     FrameError
-        If the base copy finds no room; then nothing has changed.
+        If the base copy finds no memory; then nothing has changed.
+    ReplicationError
+        If it finds no addresses, or a part's size is negative; then nothing has changed either.
     """
     work = Work()
     areas: dict[str, Area] = {}
@@ -61,7 +63,7 @@ def load(kernel: Kernel, cpu: Cpu, size: ModuleSize) -> tuple[Module, Work]:
             if pages:
                 areas[part], more = new_area(kernel, cpu, pages, node=kernel.master)
                 work.extend(more)
-    except FrameError:
+    except (FrameError, ReplicationError):
         for area in areas.values():
             free_area(kernel, area)
         raise
@@ -104,7 +106,9 @@ def load_bpf(kernel: Kernel, cpu: Cpu, pages: int) -> tuple[Area, Work]:
     Raises
     ------
     FrameError
-        If there is no room; then nothing has changed.
+        If there is no memory; then nothing has changed.
+    ReplicationError
+        If there are no addresses, or no pages are asked for; then nothing has changed either.
     """
     area, work = new_area(kernel, cpu, pages, node=kernel.master)
     if kernel.spec.bpf:

@@ -137,10 +137,11 @@ def fill_slot(kernel: Kernel, cpu: Cpu, mm: Mm, slot: int, *, captured: int | No
     Raises
     ------
     ReplicationError
-        If the slot is a kernel slot or filled already.
+        If the slot is a kernel slot or filled already, or the process has left.
     FrameError
         If the node has no room; then nothing has changed.
     """
+    _check_alive(kernel, mm)
     if not 0 <= slot < KERNEL_HALF:
         raise ReplicationError(f"PGD slot {slot}: expected a user slot, 0 to {KERNEL_HALF - 1}")
     if kernel.tables.entry(mm.pgd[mm.original], slot):
@@ -168,8 +169,9 @@ def clear_slot(kernel: Kernel, mm: Mm, slot: int) -> Work:
     Raises
     ------
     ReplicationError
-        If the slot is not a filled user slot.
+        If the slot is not a filled user slot, or the process has left.
     """
+    _check_alive(kernel, mm)
     entry = kernel.tables.entry(mm.pgd[mm.original], slot)
     if not entry or slot >= KERNEL_HALF:
         raise ReplicationError(f"PGD slot {slot} is not a filled user slot")
@@ -183,6 +185,12 @@ def clear_slot(kernel: Kernel, mm: Mm, slot: int) -> Work:
         free_user_copies(kernel, table, work)
     _free_user_table(kernel, table)
     return work
+
+
+def _check_alive(kernel: Kernel, mm: Mm) -> None:
+    """Refuse a process that has left: its PGDs are free, or another's."""
+    if mm.kind == MmKind.USER and mm not in kernel.mms:
+        raise ReplicationError("expected a living process, not one that has left")
 
 
 def _free_user_table(kernel: Kernel, table: int) -> None:
@@ -223,10 +231,12 @@ def switch_to(kernel: Kernel, cpu: Cpu, mm: Mm) -> Work:
     Raises
     ------
     ReplicationError
-        If the policy is `retarget` and the process runs on another node (2003's limit).
+        If the policy is `retarget` and the process runs on another node (2003's limit), or the
+        process has left.
     FrameError
         If a lazily made PGD finds no room; then nothing has changed.
     """
+    _check_alive(kernel, mm)
     node = kernel.node_home(cpu)
     work = Work()
     left = cpu.mm
@@ -288,8 +298,9 @@ def leave(kernel: Kernel, mm: Mm) -> Work:
     Raises
     ------
     ReplicationError
-        If a CPU still runs it.
+        If a CPU still runs it, or it has left already.
     """
+    _check_alive(kernel, mm)
     users = [cpu for cpu in kernel.cpus if cpu.mm is mm]
     if any(not cpu.lazy for cpu in users):
         raise ReplicationError("exit: a CPU still runs the process")

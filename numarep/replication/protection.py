@@ -16,7 +16,7 @@ Source: change_page_attr_set_clr and split_large_page, arch/x86/mm/pat/set_memor
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from numarep.linux.tables import (
     GLOBAL,
@@ -53,11 +53,15 @@ def set_memory(kernel: Kernel, vpn: int, pages: int, change: Change) -> Work:
     Raises
     ------
     ReplicationError
-        If part of the range is not mapped, or is part of a replicated leaf; then nothing has
-        changed.
+        If the change is none of `Change`, part of the range is not mapped, or is part of a
+        replicated leaf; then nothing has changed.
     FrameError
         If a large leaf can't be split; then no protection has changed.
     """
+    if change not in get_args(Change):
+        raise ReplicationError(
+            f"protection change {change!r}: expected {', '.join(get_args(Change))}"
+        )
     work = Work()
     for edge in (vpn, vpn + pages):
         _split_at(kernel, edge, work)

@@ -3,6 +3,7 @@
 import pytest
 
 from numarep.linux.frames import FrameError
+from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
 from numarep.linux.tables import WRITABLE, entry_index
 from numarep.memory.kinds import Kind
 from numarep.replication.adopt import adopt_module
@@ -253,6 +254,34 @@ def test_r31_a_module_without_memory_for_copies_is_shared_and_leaks_nothing() ->
         assert kernel.frames.taken - spare == before
         assert not kernel.replicated.keys() - _static(kernel)
     assert outcomes == {"refused", "shared", "replicated"}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_r31_a_module_without_addresses_is_refused_and_leaks_nothing(part: int) -> None:
+    kernel = SmallKernel(nodes=3).booted()
+    unload(kernel, load(kernel, kernel.cpus[1], SIZE)[0])  # PTE pages stay
+    before = state(kernel)
+    pages = [2] * 4
+    pages[part] = MODULES_END_VPN - MODULES_VPN
+    with pytest.raises(ReplicationError, match="no room for 258048 pages of kernel addresses"):
+        load(kernel, kernel.cpus[1], ModuleSize(*pages))
+    assert kernel.areas == []
+    assert state(kernel) == before
+    assert violations(kernel) == []
+
+
+def test_r25_r26_what_is_no_area_and_no_change_is_refused_by_name() -> None:
+    kernel = SmallKernel(nodes=2).booted()
+    area, _ = new_area(kernel, kernel.cpus[0], pages=1)
+    before = state(kernel)
+    for pages in (0, -3):
+        with pytest.raises(ReplicationError, match=f"an area of {pages} pages: expected at least"):
+            new_area(kernel, kernel.cpus[0], pages=pages)
+    with pytest.raises(ReplicationError, match="of -1 pages"):
+        load(kernel, kernel.cpus[0], ModuleSize(1, 1, -1, 1))
+    with pytest.raises(ReplicationError, match="'bogus': expected ro, rw, x, nx"):
+        set_memory(kernel, area.start, 1, "bogus")
+    assert state(kernel) == before
 
 
 def _static(kernel: Kernel) -> set[tuple[int, int]]:

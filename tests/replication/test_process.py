@@ -133,6 +133,22 @@ def test_r16_exec_replaces_the_address_space() -> None:
         execute(kernel, kernel.cpus[0])
 
 
+def test_r16_r20_a_process_that_has_left_is_refused() -> None:
+    kernel = SmallKernel(nodes=2).booted()
+    mm, _ = fork(kernel, kernel.cpus[0])
+    leave(kernel, mm)
+    before = state(kernel)
+    for operation in (
+        lambda: leave(kernel, mm),
+        lambda: switch_to(kernel, kernel.cpus[0], mm),
+        lambda: fill_slot(kernel, kernel.cpus[0], mm, 3),
+        lambda: clear_slot(kernel, mm, 3),
+    ):
+        with pytest.raises(ReplicationError, match="living process, not one that has left"):
+            operation()
+    assert state(kernel) == before
+
+
 @pytest.mark.parametrize("levels", [4, 5])
 def test_r17_below_the_pgd_user_tables_are_single(levels: int) -> None:
     kernel = SmallKernel(nodes=3, levels=levels).booted()

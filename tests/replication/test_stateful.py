@@ -2,11 +2,13 @@
 
 520 runs of up to 50 operations: over 20,000 in all. Each run draws a machine of 1 to 8 nodes, some
 without memory, 4 or 5 levels, KPTI on or off, and a policy. Any operation may be told to find no
-memory at its n-th allocation; then it must have changed nothing but spare, empty PTE pages.
+memory at its n-th allocation, or few addresses; then it must have changed nothing but spare, empty
+PTE pages.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -21,6 +23,8 @@ from hypothesis.stateful import (
 )
 
 from numarep.linux.frames import FrameError
+from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
+from numarep.replication import areas
 from numarep.replication.areas import free_area, new_area, node_frame, page_of, replicate_area
 from numarep.replication.boot import efi_mm
 from numarep.replication.invariants import violations
@@ -46,7 +50,7 @@ from numarep.replication.process import (
 )
 from numarep.replication.protection import Change, set_memory
 from numarep.replication.work import Work
-from numarep.units import PAGE_SHIFT, PMD_BYTES
+from numarep.units import PAGE_SHIFT, PAGES_PER_PMD, PMD_BYTES
 from tests.kernels import SmallKernel
 from tests.replication.test_process import failing
 
@@ -56,6 +60,7 @@ CHANGES: tuple[Change, ...] = ("ro", "rw", "x", "nx", "rox", "global", "nongloba
 
 numbers = st.integers(0, 10**6)  # picks one of whatever there is
 fail_at = st.one_of(st.none(), st.none(), st.integers(0, 12))
+room = st.one_of(st.none(), st.none(), st.integers(0, 30))  # pages of the window's addresses left
 
 
 @st.composite
@@ -76,6 +81,7 @@ class Machine(RuleBasedStateMachine):
 
     kernel: Kernel
     operations = 0  # of all runs
+    without_addresses = 0
 
     @initialize(
         nodes=st.integers(1, 8),
@@ -132,18 +138,29 @@ class Machine(RuleBasedStateMachine):
         inside = {id(area) for module in self.modules for area in module.areas.values()}
         return [area for area in self.kernel.areas if id(area) not in inside]
 
-    def attempt(self, operation: Callable[[], T], fail_at: int | None) -> T | None:
-        """Run an operation that may find no memory; None if it found none and changed nothing."""
+    def attempt(
+        self, operation: Callable[[], T], fail_at: int | None, room: int | None = None
+    ) -> T | None:
+        """Run an operation that may find no memory, or no addresses in the window.
+
+        None if it found none; then it has changed nothing.
+        """
         before = self.essence()
         self.frames.fail_at = fail_at
+        end = MODULES_END_VPN if room is None else MODULES_VPN + PAGES_PER_PMD + room
         try:
-            return operation()
+            with patch.object(areas, "MODULES_END_VPN", end):
+                return operation()
         except FrameError:
             assert fail_at is not None
-            assert self.essence() == before
-            return None
+        except ReplicationError as error:
+            if room is None or "no room" not in str(error):
+                raise
+            Machine.without_addresses += 1
         finally:
             self.frames.fail_at = None
+        assert self.essence() == before
+        return None
 
     def essence(self) -> object:
         """What must not change; spare PTE pages are the kernel's to keep."""
@@ -229,9 +246,16 @@ class Machine(RuleBasedStateMachine):
         node=st.one_of(st.none(), numbers),
         window=st.booleans(),
         fail_at=fail_at,
+        room=room,
     )
     def map_area(
-        self, cpu: int, pages: int, node: int | None, window: bool, fail_at: int | None
+        self,
+        cpu: int,
+        pages: int,
+        node: int | None,
+        window: bool,
+        fail_at: int | None,
+        room: int | None,
     ) -> None:
         nodes = self.kernel.replica_nodes
         bound = None if node is None else nodes[node % len(nodes)]
@@ -239,6 +263,7 @@ class Machine(RuleBasedStateMachine):
             self.attempt(
                 lambda: new_area(self.kernel, self.cpu(cpu), pages, node=bound, window=window),
                 fail_at,
+                room,
             )
 
     @precondition(lambda self: self.loose_areas())
@@ -284,11 +309,13 @@ class Machine(RuleBasedStateMachine):
         whole = self.kernel.image.replicated[section]
         set_memory(self.kernel, whole.start >> PAGE_SHIFT, whole.pages, change)
 
-    @rule(cpu=numbers, text=st.integers(1, 3), rest=st.integers(0, 2), fail_at=fail_at)
-    def load_module(self, cpu: int, text: int, rest: int, fail_at: int | None) -> None:
+    @rule(cpu=numbers, text=st.integers(1, 3), rest=st.integers(0, 2), fail_at=fail_at, room=room)
+    def load_module(
+        self, cpu: int, text: int, rest: int, fail_at: int | None, room: int | None
+    ) -> None:
         if len(self.modules) < 3:
             size = ModuleSize(text, rest, rest, 1)
-            loaded = self.attempt(lambda: load(self.kernel, self.cpu(cpu), size), fail_at)
+            loaded = self.attempt(lambda: load(self.kernel, self.cpu(cpu), size), fail_at, room)
             if loaded is not None:
                 self.modules.append(loaded[0])
                 wanted = self.kernel.spec.modules and loaded[0].replicated
@@ -302,10 +329,10 @@ class Machine(RuleBasedStateMachine):
     def unload_module(self, module: int) -> None:
         unload(self.kernel, self.modules.pop(module % len(self.modules)))
 
-    @rule(cpu=numbers, pages=st.integers(1, 2), fail_at=fail_at)
-    def load_bpf(self, cpu: int, pages: int, fail_at: int | None) -> None:
+    @rule(cpu=numbers, pages=st.integers(1, 2), fail_at=fail_at, room=room)
+    def load_bpf(self, cpu: int, pages: int, fail_at: int | None, room: int | None) -> None:
         if len(self.kernel.areas) < 12:
-            self.attempt(lambda: load_bpf(self.kernel, self.cpu(cpu), pages), fail_at)
+            self.attempt(lambda: load_bpf(self.kernel, self.cpu(cpu), pages), fail_at, room)
 
     # Patching
 
@@ -362,3 +389,4 @@ def test_r8_r9_r19_r25_r28_random_operations_keep_every_invariant() -> None:
         ),
     )
     assert Machine.operations >= 20_000
+    assert Machine.without_addresses >= 50

@@ -38,6 +38,9 @@ ALWAYS = {
     "replication.tables": pl.Boolean,
     "replication.text": pl.Boolean,
     "workload.disturbance.per_iteration": pl.Int64,
+    "workload.footprint_bytes": pl.Int64,
+    "workload.order": pl.String,
+    "workload.page": pl.String,
 }
 # Settings that follow from a run's coordinates, under a name that makes none of them an axis.
 _PLAIN = {

@@ -13,7 +13,7 @@ whose tables lie on the node of the memory they map, below that node's end.
 {'L1': 1, 'DRAM': 3}
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +41,8 @@ _LEAST_NODE_BYTES = 1 << 24
 # What a user program can map of a 4-level space; beyond that there would be several roots.
 _MOST_BYTES = 1 << 47
 _MOST_FUNCTIONS = 1 << 17
+# Loads of a drawn chase, at most, unless the buffer has more lines: those of 256 MiB.
+_DRAWN = 1 << 22
 _REGIONS = 1
 
 
@@ -115,17 +117,30 @@ def count_stream(
 
 
 def chase(
-    footprint_bytes: int, base: int, seed: int
+    footprint_bytes: int, base: int, seed: int, order: Literal["cycle", "drawn"] = "cycle"
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return a pointer chase: every line of a buffer loaded once, in a random order.
+    """Return a pointer chase through a buffer that starts at byte `base`.
+
+    Parameters
+    ----------
+    footprint_bytes, base, seed : int
+    order : {"cycle", "drawn"}
+        cycle: every line once, in a random order; passes go round and round, so where lines don't
+        fit LRU caches, none is found there. drawn: every load's line is drawn anew, so a cache
+        holds the next one as often as its share of the buffer. Enough are drawn that repeating
+        them makes no difference to caches of up to 128 MiB.
 
     Returns
     -------
     kind : uint8[n]
     address : int64[n]
-        n is the number of lines of the buffer, which starts at byte `base`.
+        n is the number of lines of the buffer if cycled, else more where those are few.
     """
-    lines = np.random.default_rng(seed).permutation(footprint_bytes >> LINE_SHIFT)
+    rng, count = np.random.default_rng(seed), footprint_bytes >> LINE_SHIFT
+    if order == "cycle":
+        lines = rng.permutation(count)
+    else:
+        lines = rng.integers(0, count, max(count, min(4 * count, _DRAWN)))
     return np.full(len(lines), Kind.LOAD, np.uint8), base + (lines.astype(np.int64) << LINE_SHIFT)
 
 

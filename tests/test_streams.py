@@ -1,7 +1,7 @@
 """Plain streams: the published latencies come back out, and an independent simulator agrees."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -64,6 +64,24 @@ def test_every_plateau_is_the_sourced_latency_plus_the_walks(
     stlb_ns = cycles_to_ns(stlb, ghz=machine.core.ghz) / loads
     found = mean_ns - walks_ns - stlb_ns
     assert found == pytest.approx(expected_ns(machine, service, node), rel=0.02)
+
+
+@pytest.mark.parametrize("order", ["cycle", "drawn"])
+def test_a_chase_stays_within_its_buffer(order: Literal["cycle", "drawn"]) -> None:
+    _, address = chase(64 * KIB, 4096, seed=1, order=order)
+    lines, times = np.unique((address - 4096) // 64, return_counts=True)
+    assert 0 <= lines.min() <= lines.max() < 1024
+    assert len(address) == (4096 if order == "drawn" else 1024)
+    assert (len(lines), int(times.max())) == (1024, 1) if order == "cycle" else times.max() > 1
+
+
+def test_a_cache_serves_drawn_loads_by_its_share_of_the_buffer(machine: MachineSpec) -> None:
+    """Of a buffer 4 times a cache, whatever the order is that lines were drawn in."""
+    footprint = 4 * machine.l1d.size_bytes
+    kind, address = chase(footprint, 0, seed=1, order="drawn")
+    counts = count_stream(machine, kind, address, page="2M", unmeasured_passes=1)
+    served = counts.served[Access.LOAD, 0, 0].sum(axis=(1, 2))
+    assert served[Service.L1] / len(address) == pytest.approx(1 / 4, rel=0.05)
 
 
 def test_a_chase_never_overlaps(machine: MachineSpec) -> None:

@@ -127,7 +127,8 @@ def _outcome(role: Role, counts: Counts) -> Outcome:
 def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
     """Count a pointer chase; replication has nothing to replicate there."""
     home = int(workload.home_node)
-    kind, address = chase(workload.footprint_bytes, home * NODE_BYTES, seed=spec.seed)
+    buffer = workload.footprint_bytes, home * NODE_BYTES
+    kind, address = chase(*buffer, seed=spec.seed, order=workload.order)
     counts = count_stream(
         spec.machine,
         kind,

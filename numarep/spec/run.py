@@ -88,8 +88,9 @@ class BootSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChaseSpec(Spec):
-    """A pointer chase: each line of a buffer loaded once, in a random order; no kernel around.
+    """A pointer chase through the lines of a buffer, in a random order; no kernel around.
 
+    `order` is a cycle, each line once, or every line drawn anew (see `streams.chase`).
     The buffer lies on `home_node`: a number, or which of the nodes other than the CPU's, by
     `latency.dram_ns`, which becomes the number of the first such in a `RunSpec`.
     """
@@ -99,6 +100,7 @@ class ChaseSpec(Spec):
     footprint_bytes: int
     page: Literal["4K", "2M", "1G"]
     home_node: int | Literal["nearest", "farthest"]
+    order: Literal["cycle", "drawn"]
 
     def __post_init__(self) -> None:
         """Refuse a buffer that can't be."""

@@ -364,7 +364,10 @@ def test_sensitivity_needs_every_point() -> None:
 
 
 def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Four chases: all from L2, from remote DRAM, half from each, from a nearer node's DRAM."""
+    """Four chases: all from L2, from remote DRAM, half from each, from a nearer node's DRAM.
+
+    Those from DRAM ask the second-level TLB for 2 ns a load; that from the nearer node walks for 5.
+    """
     latencies = {"machine.latency.l1_cycles": 4.0, "machine.latency.l2_cycles": 12.0}
     known = {"machine.core.ghz": 2.0, "machine.latency.llc_ns": 20.0} | latencies
     place = {
@@ -376,20 +379,41 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
         "local_ns": 100.0,
     }
     runs = [
-        {"run_id": "a", "workload.footprint_bytes": 1024, "time_ns": 8 * 4.0},
-        {"run_id": "b", "workload.footprint_bytes": 4096, "time_ns": 8 * 148.0},
-        {"run_id": "c", "workload.footprint_bytes": 2048, "time_ns": 8 * 76.0},
-        {"run_id": "d", "workload.footprint_bytes": 4096, "time_ns": 8 * 118.0},
+        {
+            "run_id": "a",
+            "workload.footprint_bytes": 1024,
+            "time_ns": 8 * 4.0,
+            "time_serial_ns": 8 * 4.0,
+        },
+        {
+            "run_id": "b",
+            "workload.footprint_bytes": 4096,
+            "time_ns": 8 * 148.0,
+            "time_serial_ns": 8 * 150.0,
+        },
+        {
+            "run_id": "c",
+            "workload.footprint_bytes": 2048,
+            "time_ns": 8 * 76.0,
+            "time_serial_ns": 8 * 76.0,
+        },
+        {
+            "run_id": "d",
+            "workload.footprint_bytes": 4096,
+            "time_ns": 8 * 123.0,
+            "time_serial_ns": 8 * 125.0,
+        },
     ]
-    count = {"level": 0, "overlapped": 0}
+    count = {"level": 0, "overlapped": 0, "stall_ns": 0.0}
     counts = [
         {"run_id": "a", "served_by": "l2", "node": 1, "leading": 8},
         {"run_id": "b", "served_by": "dram", "node": 0, "leading": 8},
         {"run_id": "c", "served_by": "l2", "node": 1, "leading": 4},
         {"run_id": "c", "served_by": "dram", "node": 0, "leading": 4},
         {"run_id": "d", "served_by": "dram", "node": 2, "leading": 8},
+        {"run_id": "d", "served_by": "l2", "node": 1, "leading": 8, "level": 1, "stall_ns": 40.0},
     ]
-    page = {"workload.page": "2M", "references": 8}
+    page = {"workload.page": "2M", "workload.order": "cycle", "references": 8}
     return (
         pl.LazyFrame(
             [
@@ -397,19 +421,40 @@ def chase() -> tuple[pl.LazyFrame, pl.LazyFrame]:
                 for run, near in zip(runs, (False, False, False, True), strict=True)
             ]
         ),
-        pl.LazyFrame([row | count for row in counts]),
+        pl.LazyFrame([count | row for row in counts]),
     )
 
 
 def test_published_latencies_come_back() -> None:
     runs, counts = chase()
     steps = staircase.staircase(runs)
-    assert steps["load_ns"].to_list() == [120.0, 6.0, 78.0, 150.0]
+    assert steps["load_ns"].to_list() == [127.0, 6.0, 78.0, 152.0]
     assert steps["home"].to_list() == ["near", *["remote"] * 3]
     table = staircase.plateaus(steps, counts, runs)
     assert table["server"].to_list() == ["L2", "remote DRAM", "remote DRAM"]
     assert table["model_ns"].to_list() == table["published_ns"].to_list() == [6.0, 120.0, 150.0]
+    assert table["stlb_ns"].to_list() == [0.0, 2.0, 2.0]
+    assert table["walk_ns"].to_list() == [0.0, 5.0, 0.0]
     assert table["difference"].to_list() == [0.0] * 3
+
+
+def test_measured_points_stand_beside_both_orders() -> None:
+    """Only of the machine, page and node they were measured on; what hasn't been run is unknown."""
+    run = {"machine": "x5650", "page": "2M", "home": "own", "footprint_bytes": 16 << 20}
+    rows = [
+        run | {"order": "drawn", "load_ns": 36.0},
+        run | {"order": "cycle", "load_ns": 60.0},
+        run | {"order": "cycle", "load_ns": 60.0, "footprint_bytes": 32 << 20},
+        run | {"order": "drawn", "load_ns": 60.0, "footprint_bytes": 64 << 20, "page": "4K"},
+        run | {"order": "drawn", "load_ns": 60.0, "footprint_bytes": 64 << 20, "home": "remote"},
+        run | {"order": "drawn", "load_ns": 60.0, "machine": "another"},
+    ]
+    found = staircase.measured(pl.DataFrame(rows))
+    assert found["footprint_bytes"].to_list() == [16 << 20, 32 << 20]
+    ns = 40 / 2.666 + 15
+    assert found["measured_ns"][0] == pytest.approx(ns)
+    assert found["drawn_difference"].to_list() == [pytest.approx((36 / ns - 1) * 100), None]
+    assert found["cycle_difference"][0] == pytest.approx((60 / ns - 1) * 100)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -367,9 +367,12 @@ def share_again(kernel: Kernel, cpu: Cpu, area: Area) -> Work:
         entry = repointed(kernel.tables.entry(table, index), pfn)
         kernel.tables.set_entry(PTE, table, index, entry)
         for _, copy in kernel.copies_of(table):
+            work.instructions(kernel.spec.instructions.entry)
             _write(kernel, work, PTE, copy, index, entry)
     flush_everywhere(kernel, cpu, work)
     for frames in area.replicas.values():
+        for pfn in frames:
+            kernel.touch_struct_page(work, pfn)
         give_frames(kernel, frames, "replicas")
     area.replicas = {}
     return work

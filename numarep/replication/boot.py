@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from numarep.linux.frames import FrameError, Frames
 from numarep.linux.image import Image, Section
 from numarep.linux.tables import (
-    GLOBAL,
     LARGE,
     PRESENT,
     WRITABLE,
@@ -397,7 +396,5 @@ def efi_mm(kernel: Kernel, cpu: Cpu) -> Mm:
     pgd = kernel.frames.allocate(node, like=kernel.root, count=PGD_PAGES, align=PGD_PAGES)
     kernel.held["efi"] += PGD_PAGES
     half = kernel.tables.pages[kernel.root].items()
-    kernel.tables.add_table(
-        kernel.tables.levels, pgd, {i: e & ~GLOBAL for i, e in half if i >= KERNEL_HALF}
-    )
+    kernel.tables.add_table(kernel.tables.levels, pgd, {i: e for i, e in half if i >= KERNEL_HALF})
     return Mm(MmKind.EFI, dict.fromkeys(kernel.replica_nodes, pgd), node, kernel.master)

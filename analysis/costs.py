@@ -18,7 +18,15 @@ from analysis.reference import POLICY, reference
 from analysis.section import Column, Evidence, Figure, Section, Table, listed, percent
 from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, key, light, stacked
 
-STUDIES = ("ablation", "fork_rate", "patch_rate", "module_rate", "pgd_sync_rate", "visitor")
+STUDIES = (
+    "ablation",
+    "fork_rate",
+    "patch_rate",
+    "module_rate",
+    "bpf_rate",
+    "pgd_sync_rate",
+    "visitor",
+)
 COMMANDS = tuple(f"python -m numarep.sweep study={study} out={{out}}" for study in STUDIES)
 
 

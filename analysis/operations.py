@@ -30,6 +30,7 @@ class Operation(NamedTuple):
 OPERATIONS = {
     "module": Operation("module load", "a module loaded and unloaded", "module_rate"),
     FORK_LOOP: Operation("fork + exit, captured", "a captured fork and exit", "ablation"),
+    "bpf": Operation("BPF load", "a BPF program loaded and unloaded", "bpf_rate"),
     "patch": Operation("text patch", "a site of text patched", "patch_rate"),
     "fork_tree": Operation("fork + exit, bare", "a bare fork and exit", "fork_rate"),
     "slots": Operation("PGD slot", "a PGD slot filled and cleared", "pgd_sync_rate"),

@@ -163,7 +163,7 @@ class Replay:
         events = zip(self.window.event_record.tolist(), self.window.event_name, strict=True)
         for event, name in events:
             if name == ITERATION and self.disturbance is not None:
-                splice.add(event, self.cpu, self._disturb(self.disturbance))
+                splice.add(event, self.cpu, disturb(self.kernel, self.cpu, self.disturbance))
                 continue
             for loading in [at for at, sealed in self.unsealed.items() if sealed == event]:
                 splice.add(event, self.cpu, self._map_module(loading))
@@ -184,9 +184,6 @@ class Replay:
             work.instructions(self.kernel.spec.instructions.switched_off)
             splice.add(event, self.cpu, work)
         return splice.spliced()
-
-    def _disturb(self, spec: DisturbanceSpec) -> Work:
-        return disturb(self.kernel, self.cpu, spec.operation, spec.per_iteration)
 
     def _birth(self, event: int) -> Work:
         pgd = self.clues.new_pgd(event)

@@ -13,6 +13,7 @@ numarep.spec.base.SpecError: stlb.wys: no such key; did you mean 'ways'? (valid:
 """
 
 from numarep.spec.base import Spec, SpecError
+from numarep.spec.disturbance import DisturbanceSpec, Operation
 from numarep.spec.machine import (
     MOST_WAYS,
     CacheSpec,
@@ -30,11 +31,9 @@ from numarep.spec.parsing import as_mapping, nearest, parse
 from numarep.spec.run import (
     BootSpec,
     ChaseSpec,
-    DisturbanceSpec,
     InstructionSpec,
     KernelSpec,
     LoadSpec,
-    Operation,
     OthersSpec,
     ReplicationSpec,
     RunSpec,

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from numarep.spec.base import Spec, require, require_positive
+from numarep.spec.disturbance import DisturbanceSpec
 from numarep.spec.machine import MachineSpec
 from numarep.units import LINE_BYTES
 
@@ -35,21 +36,6 @@ class KernelSpec(Spec):
     def __post_init__(self) -> None:
         """Refuse a kernel for no nodes."""
         require_positive(self, "max_numnodes")
-
-
-Operation = Literal["patch", "module", "slots", "visitor", "threads", "fork_tree"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DisturbanceSpec(Spec):
-    """An operation done so many times in every captured iteration; see replication.scenarios."""
-
-    operation: Operation
-    per_iteration: int
-
-    def __post_init__(self) -> None:
-        """Refuse a disturbance that is none."""
-        require_positive(self, "per_iteration")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,9 +283,28 @@ class RunSpec(Spec):
             not self.replication.aligned or self.kernel.layout != "captured",
             "kernel.layout: expected 'aligned', because a replicated unit is a 2 MiB leaf (R6)",
         )
+        if self.workload.kind == "captured" and self.workload.disturbance:
+            self._check_disturbance(self.workload.disturbance)
         if isinstance(self.workload, ChaseSpec):
             chase = dataclasses.replace(self.workload, home_node=self._home_of(self.workload))
             object.__setattr__(self, "workload", chase)
+
+    def _check_disturbance(self, disturbance: DisturbanceSpec) -> None:
+        """Refuse nodes that aren't there, and threads that the policy keeps on one (2003)."""
+        nodes = self.machine.nodes
+        require(
+            disturbance.nodes is None or disturbance.nodes <= nodes,
+            f"workload.disturbance.nodes: expected at most the {nodes} of {self.machine.name}, got "
+            f"{disturbance.nodes}",
+        )
+        several = min(disturbance.nodes or nodes, nodes - len(self.machine.memoryless)) > 1
+        require(
+            self.replication.pgds != "retarget"
+            or disturbance.operation != "threads"
+            or not several,
+            "replication.pgds: expected another than 'retarget', because a process of its can't "
+            "run on several nodes at once, which is what the threads of the workload do",
+        )
 
     def _home_of(self, chase: ChaseSpec) -> int:
         """Return the number of the node where a chase's buffer lies."""

@@ -1,29 +1,43 @@
 """Disturbed workloads: what replication adds to operations the captured windows don't hold."""
 
 import dataclasses
+import re
+from typing import Any
 
 import pytest
 
 from numarep.memory.counts import Event
 from numarep.memory.kinds import Kind
+from numarep.replication import scenarios
 from numarep.replication.invariants import violations
-from numarep.replication.kernel import ReplicationError
-from numarep.replication.scenarios import OPERATIONS, disturb
-from numarep.replication.work import Sync
+from numarep.replication.kernel import Cpu, Kernel, ReplicationError
+from numarep.replication.scenarios import OPERATIONS, SITES
+from numarep.replication.work import Sync, Work
 from numarep.simulate import simulate
-from numarep.spec import RunSpec, parse
+from numarep.spec import DisturbanceSpec, Operation, RunSpec, SpecError, parse
+from numarep.sweep.grid import expand
 from tests.alone import ALONE
 from tests.kernels import SERIES, SmallKernel, policy
 from tests.test_simulate import conf, same_counts
 
 COSTS = SERIES.instructions
-NAMES = ("patch_storm", "module_churn", "slot_churn", "visitor", "threads", "fork_tree")
+NAMES = (
+    *("patch_storm", "module_churn", "bpf_churn", "slot_churn"),
+    *("visitor", "threads", "fork_tree"),
+)
+
+
+def disturb(
+    kernel: Kernel, cpu: Cpu, operation: Operation, per_iteration: int, **asked: Any
+) -> Work:
+    spec = DisturbanceSpec(operation=operation, per_iteration=per_iteration, **asked)
+    return scenarios.disturb(kernel, cpu, spec)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("nodes", [1, 2, 8])
 def test_r16_r38_an_operation_ends_where_it_began_and_costs_the_same_again(
-    operation: str, nodes: int
+    operation: Operation, nodes: int
 ) -> None:
     kernel = SmallKernel(nodes=nodes, processes=(0,)).booted()
     cpu = kernel.cpus[-1]
@@ -42,7 +56,7 @@ def test_r24_r18_r30_what_each_costs_with_three_nodes() -> None:
     kernel = SmallKernel(nodes=3).booted()
     cpu = kernel.cpus[0]
 
-    def instructions(operation: str) -> int:
+    def instructions(operation: Operation) -> int:
         return disturb(kernel, cpu, operation, 1).total_instructions()
 
     assert instructions("patch") == 3 * (COSTS.poke + COSTS.poke_further)
@@ -99,6 +113,7 @@ def test_r38_a_disturbed_window_differs_by_the_work_of_replication_only(name: st
     per_iteration = {
         "patch_storm": 4 * 3 * COSTS.poke,
         "module_churn": 12 * COSTS.area_page,
+        "bpf_churn": 0,  # shared: entries, which are stores
         "slot_churn": 125,
         "fork_tree": 8 * (COSTS.fork + COSTS.exit),
     }.get(name, 0)
@@ -109,3 +124,127 @@ def test_r38_a_disturbed_window_differs_by_the_work_of_replication_only(name: st
         none, workload=dataclasses.replace(none.workload, disturbance=None)
     )
     assert same_counts(simulate(none).counts, simulate(untouched).counts)
+
+
+def counted(operation: Operation, times: int, **asked: Any) -> Work:
+    """Work of an operation on three nodes, a CPU of the second."""
+    kernel = SmallKernel(nodes=3).booted(bpf=True)
+    work = disturb(kernel, kernel.cpus[1], operation, times, **asked)
+    assert violations(kernel) == []
+    return work
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_r24_a_kind_of_site_is_patched_its_own_way(site: str) -> None:
+    """Static keys and ftrace in three phases a batch, a kprobe by one poke of one byte."""
+    phases = 1 if site == "kprobe" else 3
+    work = counted("patch", 4, site=site)
+    assert work.total_instructions() == 4 * phases * (COSTS.poke + COSTS.poke_further)
+    assert len(work.events(Sync.CR3_LOAD)) == 4 * phases * 2 * 2
+
+
+def test_r24_one_byte_has_no_tail_and_batches_change_the_order_only() -> None:
+    assert counted("patch", 4, site_bytes=1).total_instructions() * 3 == (
+        counted("patch", 4).total_instructions() * 2
+    )
+    alone, together = counted("patch", 4, at_once=1), counted("patch", 4)
+    assert sorted(alone.accesses()) == sorted(together.accesses())
+    assert list(alone.accesses()) != list(together.accesses())
+
+
+def test_r30_r32_pages_of_modules_and_programs_are_copied_each() -> None:
+    pages = {"text_pages": 5, "rodata_pages": 2, "data_pages": 0, "ro_after_init_pages": 7}
+    assert counted("module", 1, **pages).total_instructions() == 7 * 2 * COSTS.area_page
+    more = (counted("module", 1, **pages | {name: 9}) for name in ("data_pages", "text_pages"))
+    copied = [work.total_instructions() // COSTS.area_page // 2 for work in more]
+    assert copied == [7, 11]
+    assert counted("bpf", 2, text_pages=3).total_instructions() == 2 * 3 * 2 * COSTS.area_page
+
+
+def test_r32_a_shared_program_costs_entries_and_a_replicated_one_its_copies() -> None:
+    kernels = [SmallKernel(nodes=3).booted(bpf=bpf) for bpf in (False, True)]
+    shared, copied = (disturb(kernel, kernel.cpus[0], "bpf", 1) for kernel in kernels)
+    assert shared.total_instructions() == 0 < shared.references(Kind.STORE)
+    assert copied.total_instructions() == 2 * COSTS.area_page
+    assert copied.references(Kind.STORE) > shared.references(Kind.STORE) + 2 * 512
+
+
+@pytest.mark.parametrize("operation", ["visitor", "threads"])
+def test_r20_r21_as_many_nodes_are_visited_as_asked(operation: Operation) -> None:
+    """Lazy roots tell: each is made where the process first runs."""
+    made = []
+    for nodes in (1, 2, 4, None):
+        kernel = SmallKernel(nodes=4).booted(pgds="lazy")
+        work = disturb(kernel, kernel.cpus[2], operation, 2, nodes=nodes)
+        made.append(work.total_instructions() // COSTS.fork)
+    assert made == [0, 1, 3, 3]
+
+
+def test_r16_r18_descendants_and_slots_at_once_take_frames_not_work() -> None:
+    for operation, most in (("fork_tree", 8), ("slots", 8)):
+        works = [counted(operation, 8, at_once=at_once) for at_once in (1, 2, most)]
+        assert len({work.total_instructions() for work in works}) == 1
+    assert counted("fork_tree", 8).steps == counted("fork_tree", 8, at_once=8).steps
+    assert counted("slots", 8).steps == counted("slots", 8, at_once=1).steps
+    assert counted("fork_tree", 8).steps != counted("fork_tree", 8, at_once=1).steps
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"operation": "slots", "nodes": 2},
+            "nodes: expected null, because slots has at_once only",
+        ),
+        (
+            {"operation": "patch", "text_pages": 2},
+            "text_pages: expected null, because patch has site, site_bytes and at_once only",
+        ),
+        ({"operation": "bpf", "text_pages": 0}, "text_pages: expected a positive number, got 0"),
+        ({"operation": "module", "data_pages": -1}, "data_pages: expected 0 to 16384, got -1"),
+        (
+            {"operation": "patch", "site_bytes": 6},
+            "site_bytes: expected at most 5 of a site, got 6",
+        ),
+        (
+            {"operation": "patch", "site": "kprobe", "site_bytes": 2},
+            "site_bytes: expected at most 1 of a kprobe, got 2",
+        ),
+        (
+            {"operation": "slots", "at_once": 257},
+            "at_once: expected at most the 256 slots of a process, got 257",
+        ),
+        ({"operation": "threads", "nodes": 0}, "nodes: expected a positive number, got 0"),
+    ],
+)
+def test_parameters_that_an_operation_has_not_are_refused(
+    asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=f"^disturbance.{re.escape(message)}$"):
+        parse(DisturbanceSpec, {"per_iteration": 1} | asked, "disturbance")
+
+
+def test_every_parameter_can_be_typed_and_is_null_as_shipped() -> None:
+    for name in NAMES:
+        (point,) = expand(["study=single", f"workload={name}"]).points
+        own = point["workload"]["disturbance"]
+        spec = parse(DisturbanceSpec, own)
+        assert spec.asked == ()
+        for key in set(own) - {"operation", "per_iteration"}:
+            value = "kprobe" if key == "site" else 1
+            asked = dataclasses.replace(spec, **{key: value})
+            assert asked.asked == (key,)
+
+
+def test_r20_what_a_machine_or_policy_can_not_do_is_refused_before_it_runs() -> None:
+    def point(*options: str) -> dict[str, Any]:
+        return expand(["study=single", *options]).points[0]
+
+    with pytest.raises(
+        SpecError, match=r"^workload\.disturbance\.nodes: expected at most the 2 of"
+    ):
+        parse(RunSpec, point("workload=visitor", "workload.disturbance.nodes=3"))
+    with pytest.raises(SpecError, match=r"^replication\.pgds: expected another than 'retarget'"):
+        parse(RunSpec, point("workload=threads", "replication=retarget"))
+    on_one = ("workload=threads", "replication=retarget", "workload.disturbance.nodes=1")
+    assert parse(RunSpec, point(*on_one)).workload.disturbance is not None

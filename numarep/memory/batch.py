@@ -57,13 +57,13 @@ class Batch(IntEnum):
     (One array, because compiled functions pass each array they are given as seven numbers.)
     """
 
-    # Of each run (see `front`):
+    # Of each run (see `runs`):
     KEY = 0  # see `key_of`
     PASSED = RUNS  # instructions of the runs before it; and one more, of all
     ACCESSES = 2 * RUNS  # likewise
     FUNCTION = 3 * RUNS  # of `Stream`
     READS = 4 * RUNS  # table entries its walk reads; `tally` leaves 0
-    CHAIN = 5 * RUNS  # its first operation, if any run walked
+    CHAIN = 5 * RUNS  # its own access among the operations, if any run walked
     # Runs that missed the first TLB, and that walk:
     MISSED = 6 * RUNS
     WALKS = 7 * RUNS

@@ -40,9 +40,10 @@ from numarep.memory.batch import (
     served_by,
 )
 from numarep.memory.counts import Event, Service
-from numarep.memory.front import PAGE_BITS, Of, take
+from numarep.memory.front import take
 from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
+from numarep.memory.pages import PAGE_BITS, Of
 from numarep.memory.prefetch import prefetch_after
 from numarep.memory.tally import settle, tally
 from numarep.memory.tlb import clear_all, invalidate_page, switch_root

@@ -52,9 +52,9 @@ from numarep.memory.checked import (
     frozen_translations,
 )
 from numarep.memory.counts import Counts
-from numarep.memory.front import pages_of
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
+from numarep.memory.pages import pages_of
 from numarep.memory.prefetch import ADJACENT, NEXT_LINE, STREAM
 from numarep.memory.recency import EMPTY, pitch_of
 from numarep.memory.replacement import Policy

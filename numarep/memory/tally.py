@@ -22,9 +22,9 @@ from numarep.memory.batch import (
     served_by,
 )
 from numarep.memory.counts import Access, Event, Overlap, Service
-from numarep.memory.front import PAGE_BITS, Of
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
+from numarep.memory.pages import PAGE_BITS, Of
 from numarep.memory.vector import at, lowest, prefetch
 from numarep.units import MAX_LEVELS
 
@@ -84,8 +84,8 @@ def _count_chain(
     had time to fetch them. Returns how many are listed by now.
     """
     kind, function = kind_of(batch[at(Batch.KEY + run)]), batch[at(Batch.FUNCTION + run)]
-    first = batch[at(Batch.CHAIN + run)] if walks > 0 else run
-    last = first + batch[at(Batch.READS + run)]
+    last = batch[at(Batch.CHAIN + run)] if walks > 0 else run
+    first = last - batch[at(Batch.READS + run)]
     batch[at(Batch.READS + run)] = 0
     for op in range(first, last):
         place = _place(nodes, batch[at(Batch.SERVED_BY + op)], overlap)

@@ -103,7 +103,8 @@ def lookup_or_fill(words: NDArray[np.int64], first: int, ways: int, entry: int, 
     key = entry & -OWNERS
     found = matches(words, first, ways, key | root, ALL) | matches(words, first, ways, key, ALL)
     way = lowest(found | 1 << (ways - 1))
-    move(words, first, ways, way, words[at(first + way)] if found != 0 else entry)
+    there = words[at(first + way)]
+    move(words, first, ways, way, there if found != 0 else entry)
     return bool(found != 0)
 
 

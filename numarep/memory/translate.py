@@ -5,11 +5,12 @@ that matters. `spread` then makes room for what the walks read among the batch's
 
 >>> batch = new_batch()
 >>> batch[Batch.OP : Batch.OP + 2] = operation(7, 0, 0), operation(8, 1, 2)
->>> batch[Batch.READS], batch[Batch.WALK_LINE : Batch.WALK_LINE + 2] = 2, (70, 80)
+>>> batch[Batch.WALKS], batch[Batch.READS] = 0, 2  # the first run's walk read two entries
+>>> batch[Batch.WALK_LINE : Batch.WALK_LINE + 2] = 70, 80
 >>> int(spread(batch, 2, 1)), [line_of(op) for op in batch[Batch.OP : Batch.OP + 4].tolist()]
 (4, [70, 80, 7, 8])
 >>> batch[Batch.CHAIN : Batch.CHAIN + 2].tolist()
-[0, 3]
+[2, 3]
 """
 
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from numarep.jit import jit, jit_apart
 from numarep.memory.batch import Batch, kind_of, line_of, mark, new_batch, operation, page_of
 from numarep.memory.counts import Event
-from numarep.memory.front import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
 from numarep.memory.kinds import Kind
+from numarep.memory.pages import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
 from numarep.memory.tlb import lookup_or_fill
 from numarep.memory.vector import at, prefetch
 from numarep.memory.view import View
@@ -90,21 +91,23 @@ def translate(
 @jit_apart
 def spread(batch: NDArray[np.int64], size: int, walks: int) -> int:
     """Insert what walks read before the operations they are for, in place; return how many."""
-    ops = 0
-    for run in range(size):
-        batch[at(Batch.CHAIN + run)] = ops
-        ops += batch[at(Batch.READS + run)] + 1
-    # From the last run back, so that no operation is overwritten before it has moved.
-    each = walks - 1
-    for run in range(size - 1, -1, -1):
-        first, reads = batch[at(Batch.CHAIN + run)], batch[at(Batch.READS + run)]
-        batch[at(Batch.OP + first + reads)] = batch[at(Batch.OP + run)]
-        if reads == 0:
-            continue
+    ops = size
+    for each in range(walks):
+        ops += batch[at(Batch.READS + batch[at(Batch.WALKS + each)])]
+    # From the last walk back, so that no operation is overwritten before it has moved.
+    end, shift = size, ops - size
+    for each in range(walks - 1, -1, -1):
+        run = batch[at(Batch.WALKS + each)]
+        for later in range(end - 1, run - 1, -1):
+            batch[at(Batch.OP + later + shift)] = batch[at(Batch.OP + later)]
+            batch[at(Batch.CHAIN + later)] = later + shift
+        reads = batch[at(Batch.READS + run)]
+        shift -= reads
         for read in range(reads):
-            line = batch[at(Batch.WALK_LINE + each * MAX_LEVELS + read)]
-            batch[at(Batch.OP + first + read)] = operation(line, run, Kind.LOAD)
-            level = batch[at(Batch.WALK_LEVEL + each * MAX_LEVELS + read)]
-            batch[at(Batch.LEVEL + first + read)] = level
-        each -= 1
+            entry, op = each * MAX_LEVELS + read, run + shift + read
+            batch[at(Batch.OP + op)] = operation(batch[at(Batch.WALK_LINE + entry)], run, Kind.LOAD)
+            batch[at(Batch.LEVEL + op)] = batch[at(Batch.WALK_LEVEL + entry)]
+        end = run
+    for run in range(end):
+        batch[at(Batch.CHAIN + run)] = run
     return ops

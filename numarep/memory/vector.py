@@ -74,7 +74,7 @@ def new_words(size: int) -> NDArray[np.int64]:
     return words[skipped : skipped + size]
 
 
-def _instruction(plain: Callable[..., Any], returned: Any) -> Callable[[Emitter], Emitter]:
+def instruction(plain: Callable[..., Any], returned: Any) -> Callable[[Emitter], Emitter]:
     """Have compiled callers of a plain function emit what the decorated one does instead."""
 
     @type_callable(plain)
@@ -97,7 +97,7 @@ def match(words: NDArray[np.int64], at: int, value: int, mask: int) -> int:
     return int(np.packbits(equal, bitorder="little")[0])
 
 
-@_instruction(match, types.int64)
+@instruction(match, types.int64)
 def _match(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     row = _load(builder, _address(context, builder, signature.args[0], args[0], args[1]))
     kept = builder.and_(row, _splat(builder, args[3]))
@@ -115,7 +115,7 @@ def rotate(words: NDArray[np.int64], at: int, last: int, entry: int) -> None:
         words[at] = entry
 
 
-@_instruction(rotate, types.void)
+@instruction(rotate, types.void)
 def _rotate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     address = _address(context, builder, signature.args[0], args[0], args[1])
     row = _load(builder, address)
@@ -138,7 +138,7 @@ def close(words: NDArray[np.int64], at: int, gap: int, entry: int) -> None:
         words[at + LANES - 1] = entry
 
 
-@_instruction(close, types.void)
+@instruction(close, types.void)
 def _close(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     address = _address(context, builder, signature.args[0], args[0], args[1])
     row = _load(builder, address)
@@ -156,7 +156,7 @@ def lowest(bits: int) -> int:
     return (int(bits) & -int(bits)).bit_length() - 1
 
 
-@_instruction(lowest, types.int64)
+@instruction(lowest, types.int64)
 def _lowest(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return builder.cttz(args[0], ir.IntType(1)(0))
 
@@ -166,7 +166,7 @@ def at(index: int) -> int:
     return index
 
 
-@_instruction(at, types.uint64)
+@instruction(at, types.uint64)
 def _at(_context: Any, _builder: Any, _signature: Any, args: Any) -> Any:
     return args[0]
 
@@ -175,7 +175,7 @@ def prefetch(words: NDArray[np.int64], at: int) -> None:
     """Tell the host that the words around `at` will be wanted soon: speed only."""
 
 
-@_instruction(prefetch, types.void)
+@instruction(prefetch, types.void)
 def _prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     data = context.make_array(signature.args[0])(context, builder, args[0]).data
     address = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numarep.jit import jit_entry
-from numarep.memory import recency, vector
+from numarep.memory import masks, recency, vector
 from numarep.memory.recency import EMPTY, FLAG_BITS, MOST_WAYS, pitch_of
 
 WORDS = st.lists(st.integers(-3, 3), min_size=16, max_size=16)
@@ -91,3 +91,29 @@ def test_rows_of_any_length_are_lru(ways, steps):
             row.insert(0, tag)
         assert (words[: len(row)] >> FLAG_BITS).tolist() == row
         assert (words[len(row) :] == EMPTY).all()
+
+
+@jit_entry
+def run_masks(column, at, limit, before):
+    mask = masks.above(column, at, limit)
+    return mask, masks.changes(column, at, before), masks.ones(mask)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=40, max_size=40),
+    st.integers(0, 8),
+    st.integers(0, 3),
+    st.integers(-1, 3),
+    st.sampled_from([np.int8, np.int32]),
+)
+def test_masks(elements, at, limit, before, dtype):
+    column = np.array(elements, dtype)
+    some = elements[at : at + 32]
+    high = sum(1 << each for each in range(32) if some[each] > limit)
+    previous = [before, *some]
+    changed = sum(1 << each for each in range(32) if some[each] != previous[each])
+    assert run_masks(column, at, limit, before) == (high, changed, high.bit_count())
+    assert masks.above(column, at, limit) == high
+    assert masks.changes(column, at, before) == changed
+    assert masks.ones(high) == high.bit_count()

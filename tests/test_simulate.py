@@ -14,7 +14,9 @@ from numarep.memory.counts import FORWARDED, Access, Counts, Event, Service
 from numarep.price import function_stalls, price, stalls
 from numarep.replication.kernel import ReplicationError
 from numarep.simulate import Outcome, simulate, state_key
+from numarep.simulate.numbering import as_captured, labels_of
 from numarep.simulate.role import roles_of
+from numarep.simulate.setting import setting_of
 from numarep.spec import OthersSpec, ReplicationSpec, RunSpec, SpecError, parse
 from numarep.sweep.model import check
 from numarep.workload.trace import Trace, TraceError
@@ -180,6 +182,23 @@ def test_cpus_at_once_are_the_same_run_with_other_node_numbers(baseline: RunSpec
         dataclasses.replace(run, replication=dataclasses.replace(run.replication, master_node=1))
     )
     np.testing.assert_array_equal(one.counts.served, other.counts.served[:, :, :, :, ::-1])
+
+
+def test_cpus_at_once_share_the_tables_of_another_boot_cpu(baseline: RunSpec) -> None:
+    """A page that both read before the tables moved is one that both read after."""
+    run = beside(cold(baseline), 0)
+
+    def tables(boot: int | None) -> list[list[int]]:
+        replication = dataclasses.replace(run.replication, boot_node=boot)
+        spec = dataclasses.replace(run, replication=replication)
+        spec = as_captured(spec, labels_of(spec))
+        roles = roles_of(setting_of(spec, spec.workload))
+        return [role.trace.pages.table.ravel().tolist() for role in roles]
+
+    (mine, other), (mine_now, other_now) = tables(None), tables(1)
+    assert mine != mine_now
+    went = dict(zip(mine, mine_now, strict=True))
+    assert all(went.get(old, new) == new for old, new in zip(other, other_now, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ them through the direct map lies where the new pages are.
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,7 +29,13 @@ from numarep.workload.trace import Pages, Trace
 
 
 def move_tables(
-    tables: PageTables, root: int, frames: Frames, node: int, *, image: Collection[int] = ()
+    tables: PageTables,
+    root: int,
+    frames: Frames,
+    node: int,
+    *,
+    image: Collection[int] = (),
+    shared: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[int, int]:
     """Move the kernel's table pages to a node, in place; return old and new pfn of each.
 
@@ -36,6 +43,8 @@ def move_tables(
     ----------
     root : int
         Swapper's PGD; it stays, as do the frames of `image` and what maps the top 2 GiB.
+    shared : mapping
+        Where another CPU's tables were moved, old pfn to new: the same frame is the same page.
 
     Raises
     ------
@@ -44,7 +53,10 @@ def move_tables(
     """
     stays = {root, *image}
     found = [t for t in _below(tables, root) if t not in stays and frames.node_of(t) != node]
-    new = {table: frames.allocate(node, like=table) for table in found}
+    new = {
+        table: shared[table] if table in shared else frames.allocate(node, like=table)
+        for table in found
+    }
     for table, entries in tables.pages.items():
         if tables.level_of[table] > PTE:
             for index, entry in entries.items():

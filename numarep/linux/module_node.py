@@ -17,6 +17,7 @@ wanted node, and PTE pages of it, too, as the loading CPU's node is where those 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,7 +29,13 @@ from numarep.workload.trace import Trace
 
 
 def move_modules(
-    tables: PageTables, root: int, frames: Frames, node: int, modules: Sequence[range]
+    tables: PageTables,
+    root: int,
+    frames: Frames,
+    node: int,
+    modules: Sequence[range],
+    *,
+    shared: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[int, int]:
     """Move pages of modules and their PTE pages to a node, in place; return old and new pfns.
 
@@ -36,6 +43,8 @@ def move_modules(
     ----------
     modules : sequence of range
         Pages of each module (vpns); those not mapped, or in larger leaves, stay.
+    shared : mapping
+        Where another CPU's modules were moved, old pfn to new: the same frame is the same page.
 
     Raises
     ------
@@ -47,7 +56,7 @@ def move_modules(
     def there(old: int) -> int:
         if old not in new and frames.node_of(old) != node:
             # The old frame stays taken: it may be somebody else's later in the window.
-            new[old] = frames.allocate(node, like=old)
+            new[old] = shared[old] if old in shared else frames.allocate(node, like=old)
         return new.get(old, old)
 
     for vpn in (vpn for pages in modules for vpn in pages):

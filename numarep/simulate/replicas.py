@@ -30,34 +30,40 @@ class Replicated:
     processes: dict[int, Mm]
 
 
-def placed(setting: Setting, window: Window, frames: Frames) -> Window:
-    """Return the window with what its kernel holds on the nodes that the run's has it on."""
+def placed(setting: Setting, window: Window, frames: Frames, moves: dict[int, int]) -> Window:
+    """Return the window with what its kernel holds on the nodes that the run's has it on.
+
+    `moves` says where the kernel's pages went, old pfn to new, for CPUs that came before; what is
+    moved now is added.
+    """
     boot_node, module_node = setting.replication.boot_node, setting.kernel.module_node
     if boot_node is not None:
-        window = _booted_on(setting.home[boot_node], window, frames)
+        window = _booted_on(setting.home[boot_node], window, frames, moves)
     if module_node is not None:
-        window = _modules_on(setting.home[module_node], window, frames)
+        window = _modules_on(setting.home[module_node], window, frames, moves)
     return window
 
 
-def _booted_on(node: int, window: Window, frames: Frames) -> Window:
+def _booted_on(node: int, window: Window, frames: Frames, moves: dict[int, int]) -> Window:
     """Return the window with the kernel's shared tables on the boot CPU's node."""
     root = kernel_root_of(window.tables, window.image)
     first, whole = first_frame(window.tables, root, window.image.text), window.image.whole
     start = first - ((window.image.text.start - whole.start) >> PAGE_SHIFT)
     image = range(start, start + whole.pages)
-    new = move_tables(window.tables, root, frames, node, image=image)
+    new = move_tables(window.tables, root, frames, node, image=image, shared=moves)
+    moves |= new
     direct_map = bases_of(window.meta)["direct_map"]
     return dataclasses.replace(
         window, trace=moved(window.trace, window.tables, root, new, direct_map)
     )
 
 
-def _modules_on(node: int, window: Window, frames: Frames) -> Window:
+def _modules_on(node: int, window: Window, frames: Frames, moves: dict[int, int]) -> Window:
     """Return the window with its modules' base copies, and what maps them, on a node (R30)."""
     root = kernel_root_of(window.tables, window.image)
     ranges = module_pages(window.meta)
-    new = move_modules(window.tables, root, frames, node, ranges)
+    new = move_modules(window.tables, root, frames, node, ranges, shared=moves)
+    moves |= new
     direct_map = bases_of(window.meta)["direct_map"]
     return dataclasses.replace(
         window, trace=with_modules_moved(window.trace, window.tables, root, new, direct_map, ranges)

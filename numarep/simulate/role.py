@@ -129,18 +129,20 @@ def roles_of(setting: Setting) -> tuple[Role, ...]:
     root = kernel_root_of(windows[0].tables, windows[0].image)
     used = set[int]().union(*(used_frames(setting, window) for window in windows))
     frames: Frames | None = None
+    moves: dict[int, int] = {}
     roles = []
     for node, window in zip(nodes, windows, strict=True):
-        # No two CPUs' replicas or PGDs lie in the same frames.
-        frames = Frames(window.ranges, frames.in_use if frames else used, setting.colours)
+        if frames:  # no two CPUs' replicas or PGDs lie in the same frames
+            used |= frames.in_use
+        frames = Frames(window.ranges, used, setting.colours)
         master = frames.node_of(first_frame(windows[0].tables, root, windows[0].image.text))
-        roles.append(_role(setting, node, master, window, frames))
+        own = placed(setting, window, frames, moves)
+        roles.append(_role(setting, node, master, own, frames))
     return tuple(roles)
 
 
 def _role(setting: Setting, node: int, master: int, window: Window, frames: Frames) -> Role:
     """Boot the kernel of one CPU's window, and return what that CPU does; frames are taken."""
-    window = placed(setting, window, frames)
     if isinstance(setting.workload, BootSpec):
         root = kernel_root_of(window.tables, window.image)
         window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))

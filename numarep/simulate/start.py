@@ -36,5 +36,5 @@ def start(spec: RunSpec) -> Started:
     node = setting.cpu_nodes[0]
     window = load_window(setting, setting.home[node])
     frames = Frames(window.ranges, used_frames(setting, window), setting.colours)
-    replay, modules = at_start(setting, node, placed(setting, window, frames), frames)
+    replay, modules = at_start(setting, node, placed(setting, window, frames, {}), frames)
     return Started(replay.kernel, labels, modules)

@@ -10,6 +10,7 @@ Baseline and replicated runs of one window differ in nothing but the replicas an
 
 import hashlib
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from numarep.simulate.numbering import as_captured, captured_cpu_nodes, home_of,
 from numarep.simulate.protocol import drive
 from numarep.simulate.role import NO_FUNCTIONS, Functions, Role, roles_of
 from numarep.simulate.setting import setting_of
-from numarep.simulate.window import check_configuration
+from numarep.simulate.window import check_configuration, windows_read
 from numarep.spec import BootSpec, ChaseSpec, RunSpec, WorkloadSpec, as_mapping
 from numarep.streams import NODE_BYTES, chase, count_stream
 
@@ -30,6 +31,7 @@ __all__ = [
     "Outcome",
     "captured_cpu_nodes",
     "check_configuration",
+    "sharing",
     "simulate",
     "state_key",
 ]
@@ -82,6 +84,14 @@ def simulate(spec: RunSpec) -> Outcome:
         return _chase(spec, spec.workload)
     labels = labels_of(spec)
     return _relabelled(_simulate(as_captured(spec, labels), spec.workload), labels)
+
+
+def sharing(spec: RunSpec) -> tuple[Hashable, Hashable]:
+    """Return the window that a run reads, and the kernel it boots; a process keeps both a while."""
+    if isinstance(spec.workload, ChaseSpec):
+        return spec.workload, None
+    setting = setting_of(as_captured(spec, labels_of(spec)), spec.workload)
+    return windows_read(setting), setting
 
 
 def _relabelled(outcome: Outcome, labels: list[int]) -> Outcome:

@@ -5,6 +5,7 @@ Reading a capture is kept apart from laying it out, because neighbouring runs of
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,13 @@ def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) 
     trace, tables = opened.trace(name, workload), opened.tables(name)
     windows = _windows_until(workload, meta)
     return _Captured(trace, meta, image, symbols, names, tables, windows)
+
+
+def windows_read(setting: Setting) -> tuple[Hashable, ...]:
+    """Name the captured windows that the CPUs of a run take."""
+    kernel, trace = setting.kernel, setting.workload.trace
+    nodes = tuple(setting.home[node] for node in setting.cpu_nodes)
+    return kernel.dataset, kernel.pti, nodes, setting.seed, trace
 
 
 def load_window(setting: Setting, cpu_node: int) -> Window:

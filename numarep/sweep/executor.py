@@ -17,7 +17,14 @@ from typing import Any, Literal
 from numarep.spec import Spec, SpecError, nearest, parse
 from numarep.sweep.task import Batch, Done, failed, run_batch
 
-Run = Callable[[list[Batch]], Iterator[Done]]
+
+@dataclass(frozen=True)
+class Executor:
+    """A started executor."""
+
+    run: Callable[[list[Batch]], Iterator[Done]]
+    cpus: int  # at its start; a cluster may grow and shrink
+
 
 # One thread a worker: Ray already runs one worker a core.
 WORKER_ENV = {"NUMBA_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -87,8 +94,8 @@ def parse_executor(mapping: dict[str, Any]) -> ExecutorSpec:
     return parse(_KINDS[kind], mapping, "executor")
 
 
-def start(spec: ExecutorSpec) -> AbstractContextManager[Run]:
-    """Start an executor: yields how to run batches.
+def start(spec: ExecutorSpec) -> AbstractContextManager[Executor]:
+    """Start an executor.
 
     Raises
     ------
@@ -99,12 +106,12 @@ def start(spec: ExecutorSpec) -> AbstractContextManager[Run]:
 
 
 @contextmanager
-def _serial() -> Iterator[Run]:
-    yield lambda batches: map(run_batch, batches)
+def _serial() -> Iterator[Executor]:
+    yield Executor(lambda batches: map(run_batch, batches), cpus=1)
 
 
 @contextmanager
-def _ray(spec: RaySpec) -> Iterator[Run]:
+def _ray(spec: RaySpec) -> Iterator[Executor]:
     os.environ.update({key: os.environ.get(key, value) for key, value in RAY_ENV.items()})
     if spec.address is not None:
         _require_answer(spec.address)
@@ -134,9 +141,16 @@ def _ray(spec: RaySpec) -> Iterator[Run]:
     # Ray puts its own handler in, which dumps a stack.
     signal.signal(signal.SIGTERM, on_term)
     try:
-        yield lambda batches: _on_ray(batches, spec)
+        yield Executor(lambda batches: _on_ray(batches, spec), _cpus())
     finally:
         ray.shutdown()
+
+
+def _cpus() -> int:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def _on_ray(batches: list[Batch], spec: RaySpec) -> Iterator[Done]:
@@ -147,8 +161,7 @@ def _on_ray(batches: list[Batch], spec: RaySpec) -> Iterator[Done]:
     in_flight: dict[Any, Batch] = {}
     while waiting or in_flight:
         # Asked again and again, because hosts come and go.
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        limit = max(1, int(resources.get("CPU", 1))) * spec.in_flight_per_cpu
+        limit = _cpus() * spec.in_flight_per_cpu
         while waiting and len(in_flight) < limit:
             batch = waiting.pop()
             in_flight[remote.remote(batch)] = batch

@@ -16,6 +16,7 @@ from numarep.simulate import (
     Outcome,
     captured_cpu_nodes,
     check_configuration,
+    sharing,
     simulate,
     state_key,
 )
@@ -23,7 +24,7 @@ from numarep.spec import ChaseSpec, RunSpec
 from numarep.units import cycles_to_ns
 from numarep.workload.dataset import capture_name, open_dataset
 
-__all__ = ["MODEL_VERSION", "check", "evaluate", "state_key"]
+__all__ = ["MODEL_VERSION", "check", "evaluate", "sharing", "state_key"]
 
 _ACCESSES, _REGIONS, _SERVICES = (
     [each.name.lower() for each in axis] for axis in (Access, Region, Service)

@@ -1,11 +1,13 @@
 """From the points of a grid to states to simulate: each state once, for all its points.
 
 Points that differ only in what pricing reads (latencies, clock) share a state. Points whose run
-is finished are left out, found by their ids.
+is finished are left out, found by their ids. States that read the same window, or even boot the
+same kernel, are neighbours, because a process keeps both.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from numarep.workload.dataset import open_dataset
 
 # Enough tasks for a large cluster, so few that a task's own cost and its shard don't matter.
 TASKS = 1024
+# So many that CPUs end at about the same time, and that little is lost with one.
+TASKS_PER_CPU = 16
 POINTS_PER_STATE = 1000
 
 
@@ -70,10 +74,21 @@ def group_states(
     ]
 
 
-def batches(states: list[State], study: str, model: str) -> list[Batch]:
-    """Cut states into batches, one task each."""
-    size = math.ceil(len(states) / TASKS) or 1
-    return [
-        Batch(study, model, tuple(states[start : start + size]))
-        for start in range(0, len(states), size)
-    ]
+def batches(states: list[State], study: str, model: str, cpus: int) -> list[Batch]:
+    """Cut states into batches, one task each: those that share a window or a kernel together."""
+    sharing = load_model(model).sharing
+    windows: dict[Hashable, dict[Hashable, list[State]]] = {}
+    for state in states:
+        window, kernel = sharing(state.points[0][1])
+        windows.setdefault(window, {}).setdefault(kernel, []).append(state)
+    least = math.ceil(len(states) / TASKS)
+    most = max(least, math.ceil(len(states) / (TASKS_PER_CPU * cpus)))
+    cut: list[list[State]] = []
+    for kernels in windows.values():
+        if not cut or len(cut[-1]) >= least:
+            cut.append([])
+        for state in itertools.chain.from_iterable(kernels.values()):
+            if len(cut[-1]) == most:
+                cut.append([])
+            cut[-1].append(state)
+    return [Batch(study, model, tuple(batch)) for batch in cut]

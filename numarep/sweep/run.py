@@ -21,11 +21,11 @@ from rich.console import Console
 
 from numarep.results import FAILED, Results
 from numarep.spec import RunSpec, as_mapping
-from numarep.sweep.executor import ExecutorSpec, Run, start
+from numarep.sweep.executor import ExecutorSpec, start
 from numarep.sweep.grid import Study
 from numarep.sweep.plan import Plan, batches, group_states
 from numarep.sweep.progress import Reporter, reporting
-from numarep.sweep.task import Batch, Done, load_model, peak_bytes
+from numarep.sweep.task import Done, load_model, peak_bytes
 
 COORDINATES = ("run_id", "workload", "cache_state", "replication", "cpu_node", "seed")
 LIBRARIES = ("hydra-core", "llvmlite", "numba", "numpy", "polars", "pyarrow", "pydantic", "ray")
@@ -86,14 +86,13 @@ def sweep(
     begin = time.monotonic()
     with ExitStack() as stack:
         # The executor first: one that can't be started leaves no folder behind.
-        tasks, run = stack.enter_context(_tasks(study, plan, missing, executor, model, console))
+        finished = stack.enter_context(_running(study, plan, missing, executor, model, console))
         stack.enter_context(results.lock())
         results.discard(damaged)
         results.write_manifest(manifest | {"state": "running"})
         try:
-            _execute(
-                tasks, run, results, tally, stack.enter_context(reporting(console, len(missing)))
-            )
+            reporter = stack.enter_context(reporting(console, len(missing)))
+            _collect(finished, results, tally, reporter)
         finally:
             results.compact()
             warned = {"warnings": sorted({*before, *tally.warned})}
@@ -102,30 +101,28 @@ def sweep(
 
 
 @contextmanager
-def _tasks(
+def _running(
     study: Study,
     plan: Plan,
     missing: dict[str, RunSpec],
     executor: ExecutorSpec,
     model: str,
     console: Console,
-) -> Iterator[tuple[list[Batch], Run]]:
-    """Yield the batches of the missing points, and how to run them."""
+) -> Iterator[Iterator[Done]]:
+    """Start the executor; yields the missing points' batches, each run as it is asked for."""
     if not missing:
-        yield [], lambda _: iter(())
+        yield iter(())
         return
     states = group_states(missing, plan.checksums, model)
     console.print(
         f"{len(missing)} of {len(plan.points)} runs to do, {len(states)} states to simulate"
     )
-    with start(executor) as run:
-        yield batches(states, study.name, model), run
+    with start(executor) as started:
+        yield started.run(batches(states, study.name, model, started.cpus))
 
 
-def _execute(
-    tasks: list[Batch], run: Run, results: Results, tally: Tally, reporter: Reporter
-) -> None:
-    for done in run(tasks):
+def _collect(finished: Iterator[Done], results: Results, tally: Tally, reporter: Reporter) -> None:
+    for done in finished:
         results.add(done.shard)
         tally.count(done, reporter)
 

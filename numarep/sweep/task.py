@@ -1,8 +1,8 @@
 """One task: simulate a batch of states and price their points; the same for every executor.
 
-A model is a module with `state_key`, `check` and `evaluate`, named by its dotted path so that a
-task can be sent to another process; `numarep.sweep.model` is the real one. An exception becomes
-failed rows of the points it concerns, never the end of the sweep.
+A model is a module with `state_key`, `sharing`, `check` and `evaluate`, named by its dotted path so
+that a task can be sent to another process; `numarep.sweep.model` is the real one. An exception
+becomes failed rows of the points it concerns, never the end of the sweep.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import re
 import resource
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -31,6 +31,12 @@ class Model(Protocol):
 
     def state_key(self, spec: RunSpec) -> str:
         """Return a key equal for specs that differ only in what pricing reads."""
+
+    def sharing(self, spec: RunSpec) -> tuple[Hashable, Hashable]:
+        """Return what a state's simulation reads, and what it builds of it before it counts.
+
+        States with equal ones are done in less time by one process, one after the other.
+        """
 
     def check(self, specs: Iterable[RunSpec]) -> None:
         """Refuse specs whose traces can't be used."""

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from numarep.results import EVENTS, RunResult
@@ -23,6 +23,10 @@ def state_key(spec: RunSpec) -> str:
     mapping = as_mapping(spec)
     del mapping["machine"]["latency"]
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+
+
+def sharing(spec: RunSpec) -> tuple[Hashable, Hashable]:
+    return spec.workload, spec.replication
 
 
 def check(specs: Iterable[RunSpec]) -> None:

@@ -10,6 +10,7 @@ from numarep.sweep import plan
 from numarep.sweep.__main__ import main
 from numarep.sweep.grid import expand
 from numarep.sweep.plan import batches, build_plan, group_states
+from numarep.sweep.task import State
 from numarep.workload.dataset import BUNDLED
 from tests.sweep.conftest import DOUBLE
 
@@ -50,18 +51,45 @@ def test_a_chase_names_the_nearest_and_the_farthest_node(
         points(*chase, "workload.home_node=9", dataset=dataset)
 
 
+def states_of(*overrides: str, dataset: Path) -> list[State]:
+    return group_states(points(*overrides, dataset=dataset), {str(dataset): "checksum"}, DOUBLE)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
+@pytest.mark.parametrize("cpus", [1, 100])
 def test_batches_hold_every_state_once_and_are_not_too_many(
-    limit: int, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    limit: int, cpus: int, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "TASKS", limit)
-    states = group_states(
-        points("seed=range(0,7)", dataset=dataset), {str(dataset): "checksum"}, DOUBLE
-    )
-    cut = batches(states, "study", DOUBLE)
-    assert [state for batch in cut for state in batch.states] == states
+    states = states_of("seed=range(0,7)", "replication=none,series", dataset=dataset)
+    cut = batches(states, "study", DOUBLE, cpus)
+    found = [state.state_id for batch in cut for state in batch.states]
+    assert sorted(found) == sorted(state.state_id for state in states)
     assert len(cut) <= limit
     assert [half.states for half in cut[0].split()] == [(state,) for state in cut[0].states]
+
+
+def test_states_of_one_window_and_of_one_kernel_are_neighbours_while_all_cpus_are_busy(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "TASKS_PER_CPU", 2)
+    axes = ("seed=1,2", "workload=kill,fork_1", "replication=none,series")
+    states = states_of(*axes, dataset=dataset)  # of two windows, two kernels each, as the double is
+
+    def kernels(cpus: int) -> list[list[tuple[str, str]]]:
+        return [
+            [
+                (spec.workload.name, spec.replication.name)
+                for state in batch.states
+                for _, spec in state.points
+            ]
+            for batch in batches(states, "study", DOUBLE, cpus)
+        ]
+
+    each = [(w, r) for w in ("kill", "fork_1") for r in ("none", "series")]
+    assert sorted(kernels(1)) == sorted([[a, a, b, b] for a, b in (each[:2], each[2:])])
+    assert sorted(kernels(2)) == sorted([kernel, kernel] for kernel in each)
+    assert sorted(kernels(4)) == sorted([kernel] for kernel in each * 2)
 
 
 @pytest.fixture

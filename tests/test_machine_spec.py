@@ -117,6 +117,54 @@ def no_filter(machine: Mapping, _: random.Random) -> str:
     return r"llc\.snoop_filter: missing"
 
 
+def huge_cache(machine: Mapping, rng: random.Random) -> str:
+    name = rng.choice(CACHES)
+    cache = machine[name]
+    cache["size_bytes"] = cache["ways"] * 64 * (1 << rng.randint(26, 40))
+    return rf"{name}\.size_bytes: expected at most"
+
+
+def huge_tlb(machine: Mapping, rng: random.Random) -> str:
+    name = rng.choice(SIZES)
+    machine["tlbs"][name]["entries"] = machine["tlbs"][name]["ways"] << rng.randint(20, 40)
+    return rf"tlbs\.{name}\.entries: expected at most"
+
+
+def small_l2(machine: Mapping, rng: random.Random) -> str:
+    name = rng.choice(("l1i", "l1d"))
+    machine[name] |= {"ways": 16, "size_bytes": machine["l2"]["size_bytes"] * 2}
+    return rf"{name}\.size_bytes: .* more than L2"
+
+
+def far_peer(machine: Mapping, rng: random.Random) -> str:
+    farthest = max(map(max, machine["latency"]["dram_ns"]))
+    machine["latency"]["peer_ns"] = farthest * rng.uniform(1.01, 9)
+    return r"latency\.peer_ns: .* farther than any memory"
+
+
+def far_stlb(machine: Mapping, rng: random.Random) -> str:
+    farthest = max(map(max, machine["latency"]["dram_ns"])) * machine["core"]["ghz"]
+    machine["latency"]["stlb_cycles"] = farthest * rng.uniform(1.01, 9)
+    return r"latency\.stlb_cycles: .* farther than any memory"
+
+
+def near_slit(machine: Mapping, rng: random.Random) -> str:
+    """Another node nearer than the node itself, at no distance, or before it."""
+    nodes, (one, other) = len(machine["latency"]["dram_ns"]), nodes_of(machine, rng)
+    slit = [[10 if row == column else 20 for column in range(nodes)] for row in range(nodes)]
+    slit[one][rng.choice((one, other))] = rng.randint(-5, 0)
+    slit[one][other] = min(slit[one][other], rng.choice((9, 20)))
+    machine["slit"] = slit
+    return rf"slit\[{one}\]: expected the node itself"
+
+
+def too_many_nodes(machine: Mapping, rng: random.Random) -> str:
+    nodes = rng.randint(257, 300)
+    machine["sockets"], machine["slit"] = None, None
+    machine["latency"]["dram_ns"] = [[100.0] * nodes] * nodes
+    return r"latency\.dram_ns: expected at most 256 nodes"
+
+
 def wrong_sockets(machine: Mapping, rng: random.Random) -> str:
     nodes = len(machine["latency"]["dram_ns"])
     machine["sockets"] = rng.choice([[0] * (nodes + 1), [1] * nodes, [0] * (nodes - 1) + [7]])
@@ -126,6 +174,7 @@ def wrong_sockets(machine: Mapping, rng: random.Random) -> str:
 BREAKS: list[Callable[[Mapping, random.Random], str]] = [
     *(short_row, missing_row, near_memory, memory_before_llc, near_llc, near_peer, slow_l1),
     *(llc_before_l2, no_time, broken_cache, broken_tlb, small_llc, no_filter, wrong_sockets),
+    *(huge_cache, huge_tlb, small_l2, far_peer, far_stlb, near_slit, too_many_nodes),
 ]
 
 

@@ -12,6 +12,10 @@ from numarep.spec.base import Spec, require, require_positive
 from numarep.units import LINE_BYTES
 
 MOST_WAYS = 32  # the core compares all ways of a row at once (see memory.recency)
+MOST_NODES = 256  # the core names a node in 8 bits (see memory.batch)
+# Far more than any part has (EPYC 9684X: 1.1 GiB a socket, 3072 TLB entries), and still simulated.
+MOST_CACHE_BYTES = 1 << 32
+MOST_ENTRIES = 1 << 20
 
 
 def _require_few_ways(ways: int) -> None:
@@ -33,6 +37,10 @@ class CacheSpec(Spec):
         """Refuse a geometry that can't exist."""
         require_positive(self, "size_bytes", "ways")
         _require_few_ways(self.ways)
+        require(
+            self.size_bytes <= MOST_CACHE_BYTES,
+            f"size_bytes: expected at most {MOST_CACHE_BYTES}, got {self.size_bytes}",
+        )
         require(
             self.replacement != "tree_plru" or self.ways & (self.ways - 1) == 0,
             f"ways: expected a power of two of a cache with tree_plru, got {self.ways}",
@@ -84,6 +92,10 @@ class TlbSpec(Spec):
         """Refuse a geometry that can't exist."""
         require_positive(self, "entries", "ways")
         _require_few_ways(self.ways)
+        require(
+            self.entries <= MOST_ENTRIES,
+            f"entries: expected at most {MOST_ENTRIES}, got {self.entries}",
+        )
         require(
             self.entries % self.ways == 0,
             f"entries: {self.entries} is not a multiple of ways ({self.ways})",
@@ -215,6 +227,7 @@ class LatencySpec(Spec):
             f"than that ({self.llc_ns} ns)",
         )
         nodes = len(self.dram_ns)
+        require(nodes <= MOST_NODES, f"dram_ns: expected at most {MOST_NODES} nodes, got {nodes}")
         told = [name for name in _FORWARDS if getattr(self, name) is not None]
         for name in ("dram_ns", *told):
             matrix = getattr(self, name)
@@ -245,6 +258,13 @@ class LatencySpec(Spec):
                 f"dram_ns[{node}]: local memory ({row[node]} ns) is nearer than the LLC "
                 f"({self.llc_ns} ns)",
             )
+        # No such law holds of other LLCs: lines changed there can take longer than any memory.
+        farthest = max(map(max, self.dram_ns))
+        require(
+            self.peer_ns <= farthest,
+            f"peer_ns: another core's cache ({self.peer_ns} ns), on the same die, is farther than "
+            f"any memory ({farthest} ns)",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,7 +294,7 @@ class MachineSpec(Spec):
     pcid: bool  # a CR3 write drops nothing: entries are tagged by root
 
     def __post_init__(self) -> None:
-        """Refuse sockets that don't fit the nodes and a hierarchy that doesn't grow outwards."""
+        """Refuse sockets and distances that don't fit the nodes, and a hierarchy out of order."""
         sockets = self.socket_of_node
         require(
             len(sockets) == self.nodes,
@@ -289,10 +309,30 @@ class MachineSpec(Spec):
             f"memoryless: expected some of the nodes 0 to {self.nodes - 1}, not all, got "
             f"{list(self.memoryless)}",
         )
+        self._require_distances()
+        self._require_order()
+
+    def _require_distances(self) -> None:
+        """Refuse firmware's distances that are none."""
         require(
             self.slit is None or [len(row) for row in self.slit] == [self.nodes] * self.nodes,
             f"slit: expected a square matrix of {self.nodes} x {self.nodes} nodes",
         )
+        for node, row in enumerate(self.slit or ()):
+            require(
+                0 < row[node] == min(row),
+                f"slit[{node}]: expected the node itself ({row[node]}) to be nearest and distances "
+                f"above 0, got {list(row)}",
+            )
+
+    def _require_order(self) -> None:
+        """Refuse a hierarchy that doesn't grow outwards."""
+        for name in ("l1i", "l1d"):
+            size = getattr(self, name).size_bytes
+            require(
+                size <= self.l2.size_bytes,
+                f"{name}.size_bytes: {size} is more than L2 has ({self.l2.size_bytes})",
+            )
         require(
             self.llc.policy == "victim" or self.llc.size_bytes >= self.l2.size_bytes,
             "llc.size_bytes: an inclusive LLC can't be smaller than L2",
@@ -305,6 +345,12 @@ class MachineSpec(Spec):
         require(
             self.latency.llc_ns * self.core.ghz >= self.latency.l2_cycles,
             "latency.llc_ns: the LLC is nearer than L2",
+        )
+        farthest_cycles = max(map(max, self.latency.dram_ns)) * self.core.ghz
+        require(
+            self.latency.stlb_cycles <= farthest_cycles,
+            f"latency.stlb_cycles: a TLB inside the core ({self.latency.stlb_cycles} cycles) is "
+            f"farther than any memory ({farthest_cycles:g} cycles)",
         )
 
     @property

@@ -101,14 +101,16 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
     def level(most_sets: int, most_ways: int) -> CacheSpec:
         return cache(rng.randint(1, most_sets), rng.randint(1, most_ways))
 
-    l2 = level(4, 3)
+    l1i, l1d, l2 = level(3, 3), level(3, 3), level(4, 3)
+    while l2.size_bytes < max(l1i.size_bytes, l1d.size_bytes):
+        l2 = level(4, 3)
     llc_ns = rng.choice([10.0, 21.2])
-    far = [[rng.uniform(30, 200) for _ in range(nodes)] for _ in range(nodes)]
+    far = [[rng.uniform(50, 200) for _ in range(nodes)] for _ in range(nodes)]
     dram = [[far[c][m] + (0 if c == m else 200) for m in range(nodes)] for c in range(nodes)]
     return MachineSpec(
         name="small",
-        l1i=level(3, 3),
-        l1d=level(3, 3),
+        l1i=l1i,
+        l1d=l1d,
         l2=l2,
         sockets=random_sockets(rng, nodes),
         llc=random_llc(rng, l2),

@@ -135,7 +135,7 @@ def test_l1_comes_back_right_from_running_ahead(policy, prefetches):
             machine,
             l1i=cache(1, 4, replacement=policy),
             l1d=cache(1, 8, replacement=policy),
-            l2=cache(1, 4, replacement=policy),
+            l2=cache(1, 8, replacement=policy),
             llc=llc(1, 8, replacement=policy),
             prefetch=replace(machine.prefetch, adjacent_line=prefetches),
         )

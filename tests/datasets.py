@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from numarep.replication.watch import watched
 from numarep.workload.dataset import capture_name, write_index, write_trace
 from numarep.workload.trace import Trace, write_table
 from tests.kernels import SmallKernel
@@ -55,5 +56,6 @@ def _meta(kernel: SmallKernel, cpu_node: int) -> dict[str, object]:
         ],
         "bases": {name: f"{va + (1 << 64):#x}" for name, va in kernel.bases.items()},
         "modules": [],
+        "watched": [*watched(kernel.levels)],
         "workloads": {"fork": window, "quiet": window},
     }

@@ -13,8 +13,8 @@ from numarep.linux.frames import Frames
 from numarep.linux.image import Image, Section
 from numarep.linux.tables import LARGE, PRESENT, WRITABLE, PageTables, entry_index
 from numarep.replication.boot import booted, new_kernel
-from numarep.replication.events import watched
 from numarep.replication.kernel import Kernel
+from numarep.replication.watch import watched
 from numarep.spec import ReplicationSpec, parse
 from numarep.units import MAX_LEVELS, PAGE_SHIFT, PAGES_PER_PMD, PMD, PMD_BYTES, PTE
 from numarep.workload.dataset import SYMBOLS, TABLES

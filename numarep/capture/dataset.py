@@ -24,6 +24,7 @@ from numarep.capture.decode import (
     ENTRY,
     EVENT,
     ROW,
+    WATCHED,
     DecodeError,
     decode_window,
     parse_symbols,
@@ -174,6 +175,7 @@ def describe_capture(
         },
         modules=tuple(_modules((raw / "modules").read_text().splitlines())),
         workloads=workloads,
+        watched=WATCHED,
     )
 
 

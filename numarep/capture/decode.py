@@ -57,24 +57,32 @@ RAW_FETCH_REP, RAW_BEGIN, RAW_ITERATION, RAW_END = 6, 7, 8, 9
 
 # Kernel functions whose entry becomes an event: what replication has to act on (R14-R31), and
 # what shows that a window was disturbed. __pud_alloc and ___pud_free_tlb fill and clear a slot
-# of a 4-level PGD.
+# of a 4-level PGD, __p4d_alloc and ___p4d_free_tlb of a 5-level one.
 WATCHED = (
     "pgd_alloc",
     "pgd_free",
     "__p4d_alloc",
     "__pud_alloc",
     "__pmd_alloc",
+    "___p4d_free_tlb",
     "___pud_free_tlb",
     "___pmd_free_tlb",
     "text_poke",
     "text_poke_bp",
     "text_poke_bp_batch",
+    "text_poke_copy",
+    "text_poke_set",
+    "text_poke_kgdb",
     "load_module",
     "free_module",
     "set_memory_ro",
     "set_memory_rw",
     "set_memory_x",
     "set_memory_nx",
+    "set_memory_rox",
+    "set_memory_np",
+    "set_memory_global",
+    "set_memory_nonglobal",
     "copy_process",
     "do_exit",
     "mmput",

@@ -3,8 +3,8 @@
 A trace holds no values, but the kernel's own accesses give them away exactly: `pgd_alloc` zeroes
 the two pages it returns; `pgd_free` writes the struct page of the second one; `__pud_alloc` writes
 the PGD entry, after zeroing the new table; the entry is cleared right before `___pud_free_tlb`;
-`switch_mm_irqs_off` loads CR3; `text_poke` stores to text through a user address. Where a clue is
-missing (None) the caller says what it assumes.
+`switch_mm_irqs_off` loads CR3; `text_poke` stores through a user address to a frame of text. Where
+a clue is missing (None) the caller says what it assumes.
 
 Source: arch/x86/mm/pgtable.c, mm/memory.c, arch/x86/mm/tlb.c, arch/x86/kernel/alternative.c.
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from numarep.linux.image import Image
 from numarep.memory.kinds import Kind
-from numarep.units import LINE_BYTES, LINE_SHIFT, LINES_PER_PAGE, PAGE_SHIFT
+from numarep.units import LINE_SHIFT, LINES_PER_PAGE, PAGE_SHIFT
 from numarep.workload.trace import Trace
 
 # How many records an event's own accesses may be away. In the bundled traces 350 is the longest,
@@ -113,21 +113,11 @@ class Clues:
             return None
         return int(self.trace.pages.root[records.page[event + int(at[0])]])
 
-    def poked_text(self, event: int) -> int | None:
-        """Return the kernel text address a text_poke writes, to the line."""
+    def user_stores(self, event: int, stop: int) -> list[tuple[int, int]]:
+        """List (pfn, line) of stores through user addresses right after an event."""
         records, pages = self.trace.records, self.trace.pages
-        part = slice(event, event + _REACH)
+        part = slice(event, min(stop, event + _REACH))
         rows = records.page[part]
-        inside = pages.pfn - (pages.vpn - (self.image.text.start >> PAGE_SHIFT))
-        text = self.image.text.holds(pages.vpn) & (pages.leaf > 0)
-        if not text.any():
-            return None
-        first = int(inside[np.flatnonzero(text)[0]])
-        offset = pages.pfn[rows] - first
-        hit = (records.kind[part] == Kind.STORE) & (pages.vpn[rows] >= 0)
-        hit &= (offset >= 0) & (offset < self.image.text.pages)
-        if not hit.any():
-            return None
-        at = int(np.flatnonzero(hit)[0])
-        line = int(records.line[part][at])
-        return self.image.text.start + (int(offset[at]) << PAGE_SHIFT) + line * LINE_BYTES
+        at = (records.kind[part] == Kind.STORE) & (pages.vpn[rows] >= 0)
+        lines = records.line[part][at].tolist()
+        return list(zip(pages.pfn[rows[at]].tolist(), lines, strict=True))

@@ -10,21 +10,19 @@ gives the work, which is spliced in there, on the CPU that ran it.
 | ___pud_free_tlb with 4 levels, ___p4d_free_tlb with 5 | `process.clear_slot` (R18) |
 | switch_mm_irqs_off | `process.switch_to` (R20) |
 | text_poke | `patching.poke` (R23): every phase of the INT3 protocol calls it |
+| text_poke_copy, _set, _kgdb | the same for every page they write |
 | load_module | `adopt.load_captured` (R26, R30), at the module's first protection change |
 | free_module | `areas.free_area` of each of its areas (R28) |
-| set_memory_ro, _rw, _x, _nx | `protection.set_memory` (R25) |
+| set_memory_ro, _rw, _x, _nx, _rox, _np, _global, _nonglobal | `protection.set_memory` (R25) |
 
 Assumed, where a clue is missing: a new process's PGD lies on the CPU's node; the oldest process
 exits; the youngest fills its first free slot. A module is of the size of `scenarios`, the oldest
-is unloaded, and the youngest one's text is protected; each of these three gives a warning, as does
-a kernel without a watched symbol. A module's init sections are freed where the next one is loaded.
-
->>> watched(levels=5)["__p4d_alloc"]
-'fill'
+is unloaded, the youngest one's text is protected, and the kernel's first text is patched; each of
+these four gives a warning. A module's init sections are freed where the next one is loaded.
 """
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -51,40 +49,11 @@ from numarep.replication.process import clear_slot, fill_slot, fork, leave, swit
 from numarep.replication.protection import Change, set_memory
 from numarep.replication.scenarios import SMALL_MODULE, disturb
 from numarep.replication.splice import Splice
+from numarep.replication.watch import COPIES, POKES, TEXT_POKE, ReplicationWarning, watched
 from numarep.replication.work import Work
 from numarep.spec import DisturbanceSpec
-from numarep.units import MAX_LEVELS
+from numarep.units import LINE_BYTES, PAGE_SHIFT
 from numarep.workload.trace import ITERATION, Trace
-
-_ALWAYS = {
-    "pgd_alloc": "birth",
-    "pgd_free": "death",
-    "switch_mm_irqs_off": "switch",
-    "text_poke": "poke",
-}
-_MODULES = {LOAD: "load", FREE: "unload"} | dict.fromkeys(PROTECT, "protect")
-
-
-class ReplicationWarning(UserWarning):
-    """Work of replication that can't be charged for this kernel or window."""
-
-
-def watched(levels: int) -> dict[str, str]:
-    """Return the watched symbols and what each stands for."""
-    top = "p4d" if levels == MAX_LEVELS else "pud"
-    return {**_ALWAYS, f"__{top}_alloc": "fill", f"___{top}_free_tlb": "clear", **_MODULES}
-
-
-def warn_of_missing(symbols: Collection[str], levels: int) -> None:
-    """Warn of watched symbols a kernel does not have: their work is never charged."""
-    missing = sorted(name for name in watched(levels) if name not in symbols)
-    if missing:
-        warnings.warn(
-            f"the kernel has no symbol {', '.join(missing)}: what replication adds there is not "
-            "charged",
-            ReplicationWarning,
-            stacklevel=2,
-        )
 
 
 def _warn_of_guess(name: str, unknown: str, guess: str) -> None:
@@ -169,6 +138,8 @@ class Replay:
                 splice.add(event, self.cpu, self._map_module(loading))
             if name in PROTECT:
                 splice.add(event, self.cpu, self._protect(event, name))
+            elif name in COPIES:
+                splice.add(event, self.cpu, self._poke(event, name))
             elif name in operations:
                 splice.add(event, self.cpu, getattr(self, f"_{operations[name]}")(event))
         if self.kernel.spec.user_tables:
@@ -242,9 +213,23 @@ class Replay:
         root = self.clues.loaded_root(event)
         return Work() if root is None else switch_to(self.kernel, self.cpu, self._process(root))
 
-    def _poke(self, event: int) -> Work:
-        va = self.clues.poked_text(event)
-        return Work() if va is None else poke(self.kernel, self.cpu, va, b"\x90")
+    def _poke(self, event: int, name: str = TEXT_POKE) -> Work:
+        """Repeat a write of text for every replica: of an instruction, or of all lines stored."""
+        pages, whole_lines = dict[int, list[int]](), name in COPIES
+        for pfn, line in self.clues.user_stores(event, self.module_clues.until(event, *POKES)):
+            vpn = self.module_clues.text_at(pfn)
+            if vpn is not None:
+                pages.setdefault(vpn, []).append(line)
+        if not pages:
+            _warn_of_guess(name, "what it writes", "the first text")
+            pages = {self.kernel.image.text.start >> PAGE_SHIFT: [0]}
+        work = Work()
+        for vpn, lines in list(pages.items())[: None if whole_lines else 1]:
+            first = min(lines) if whole_lines else lines[0]
+            size = (max(lines) + 1 - first) * LINE_BYTES if whole_lines else 1
+            va = (vpn << PAGE_SHIFT) + first * LINE_BYTES
+            work.extend(poke(self.kernel, self.cpu, va, b"\x90" * size))
+        return work
 
     def _load(self, event: int) -> Work:
         """Map the module now, or note where it will be."""

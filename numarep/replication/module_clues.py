@@ -22,15 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
-from numarep.linux.tables import LARGE, PageTables, entry_index
+from numarep.linux.tables import LARGE, NO_EXECUTE, PageTables, entry_index, entry_pfn
 from numarep.replication.adopt import INIT, Part
 from numarep.replication.clues import Clues
 from numarep.replication.kernel import ENTRIES_PER_LINE, Area, Kernel
-from numarep.units import PAGES_PER_PMD, PMD, PTE
+from numarep.units import PAGE_SHIFT, PAGES_PER_PMD, PMD, PTE
 from numarep.workload.trace import Flag
 
 LOAD, FREE = "load_module", "free_module"
-PROTECT = ("set_memory_ro", "set_memory_rw", "set_memory_x", "set_memory_nx")
+_CHANGES = ("ro", "rw", "x", "nx", "rox", "np", "global", "nonglobal")
+PROTECT = tuple(f"set_memory_{change}" for change in _CHANGES)
 
 
 def _runs(numbers: Iterable[int]) -> list[range]:
@@ -146,6 +147,20 @@ class ModuleClues:
         start = min(starts or mapped, default=first)
         stop = start + sum(lines.values())
         return range(start, next((v for v in range(start, stop) if not self._is_mapped(v)), stop))
+
+    def text_at(self, pfn: int) -> int | None:
+        """Return the page of the window where a frame is executable: the image's, or a module's."""
+        kernel, text = self.kernel, self.kernel.image.text
+        first = kernel.tables.walk(kernel.root, text.start >> PAGE_SHIFT)
+        if first is not None and 0 <= pfn - first.pfn < text.pages:
+            return (text.start >> PAGE_SHIFT) + pfn - first.pfn
+        found = (
+            start + index
+            for table, start in self._window_ptes().items()
+            for index, entry in kernel.tables.pages[table].items()
+            if entry_pfn(entry) == pfn and not entry & NO_EXECUTE
+        )
+        return next(found, None)
 
     def _is_mapped(self, vpn: int) -> bool:
         return self.kernel.tables.walk(self.kernel.root, vpn) is not None

@@ -31,7 +31,7 @@ from numarep.replication.kernel import (
     has_replicas,
 )
 from numarep.replication.work import Run, Sync, Work
-from numarep.units import LINE_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD, PTE
+from numarep.units import ENTRY_BYTES, LINE_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD, PTE
 
 INT3 = b"\xcc"
 POKING_VPN = 0  # Assumed: the real one is random (poking_init); its tables are its own anyway
@@ -123,7 +123,7 @@ def _pokes(kernel: Kernel, cpu: Cpu, va: int, data: bytes, work: Work) -> Iterat
             pfn = node_frame(kernel, node, part >> PAGE_SHIFT)
             kernel.contents.write(pfn, part % PAGE_BYTES, chunk)
             if charged:
-                _charge(kernel, cpu, node, part, pfn, further, work)
+                _charge(kernel, cpu, node, part, len(chunk), pfn, further, work)
         further += charged
         yield node
         if not kernel.own:
@@ -131,7 +131,14 @@ def _pokes(kernel: Kernel, cpu: Cpu, va: int, data: bytes, work: Work) -> Iterat
 
 
 def _charge(
-    kernel: Kernel, cpu: Cpu, node: int, va: int, pfn: int, further: int, work: Work
+    kernel: Kernel,
+    cpu: Cpu,
+    node: int,
+    va: int,
+    size: int,
+    pfn: int,
+    further: int,
+    work: Work,
 ) -> None:
     """Add one further replica's write: lookup, map, switch, write, switch back, unmap, flush."""
     assert kernel.poking is not None
@@ -145,8 +152,9 @@ def _charge(
     kernel.store_entry(work, pte, index)
     work.event(Sync.CR3_LOAD, cpu.number, root)
     line = (va % PAGE_BYTES) >> LINE_SHIFT
-    owner = kernel.frames.node_of(pfn)
-    work.burst(Run(Kind.STORE, POKING_VPN, pfn, owner, line, root=root))
+    lines = ((va + size - 1) % PAGE_BYTES >> LINE_SHIFT) + 1 - line
+    owner, words = kernel.frames.node_of(pfn), -(-size // (lines * ENTRY_BYTES))
+    work.burst(Run(Kind.STORE, POKING_VPN, pfn, owner, line, lines, words, root))
     kernel.tables.set_entry(PTE, pte, index, 0)
     kernel.store_entry(work, pte, index)
     work.event(Sync.CR3_LOAD, cpu.number, cpu.cr3)

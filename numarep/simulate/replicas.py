@@ -12,8 +12,9 @@ from numarep.linux.module_node import move_modules, with_modules_moved
 from numarep.replication.adopt import adopt_module
 from numarep.replication.boot import booted, first_frame, kernel_root_of, new_kernel
 from numarep.replication.boot_trace import boot_trace
-from numarep.replication.events import Replay, warn_of_missing
+from numarep.replication.events import Replay
 from numarep.replication.kernel import Area, Cpu, Kernel, Mm
+from numarep.replication.watch import warn_of_missing, warn_of_unmarked
 from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, module_pages
 from numarep.spec import BootSpec
@@ -87,6 +88,7 @@ def replicate(setting: Setting, node: int, window: Window, frames: Frames) -> Re
         return Replicated(kernel, boot_trace(kernel), {})
     replay, _ = at_start(setting, node, window, frames)
     warn_of_missing(window.names, window.meta.levels)
+    warn_of_unmarked(window.unmarked)
     if setting.replication.costs == "waived":
         # Nothing is done in the window: processes it makes have the PGD that was captured.
         return Replicated(replay.kernel, window.trace, replay.processes)

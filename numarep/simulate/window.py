@@ -23,6 +23,7 @@ from numarep.replication.boot import align_tables, kernel_root_of
 from numarep.replication.kernel import ReplicationError
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
+from numarep.replication.watch import unmarked
 from numarep.simulate.setting import Setting
 from numarep.spec import DisturbanceSpec, RunSpec, SpecError
 from numarep.units import PAGE_SHIFT
@@ -53,6 +54,13 @@ class _Captured:
         return tables_from_snapshot(self.snapshot, self.meta.levels, self.windows, at_end=True)
 
     @functools.cached_property
+    def unmarked(self) -> tuple[str, ...]:
+        """The watched functions that the window may enter, and whose entries are not marked."""
+        symbols = (self.symbols.column(name).to_pylist() for name in ("name", "address"))
+        pairs = zip(*symbols, strict=True)
+        return tuple(unmarked(self.trace, pairs, self.meta.watched, self.meta.levels))
+
+    @functools.cached_property
     def owners(self) -> Owners:
         """The functions that the lines of the text belong to."""
         return owners_of(self.image.text, self.symbols)
@@ -70,6 +78,7 @@ class Window:
     tables: PageTables
     ranges: tuple[tuple[int, int], ...]
     names: frozenset[str]  # of the kernel's symbols
+    unmarked: tuple[str, ...]  # watched functions it may enter that its capture did not mark
     user_tables: frozenset[int]  # user page tables, at the window's begin or end, if copied
     at_end: PageTables | None  # as the window leaves them, where that is needed
     disturbance: DisturbanceSpec | None
@@ -152,6 +161,7 @@ def load_window(setting: Setting, cpu_node: int) -> Window:
         tables,
         ranges,
         captured.names,
+        captured.unmarked,
         user_tables,
         at_end,
         workload.disturbance,

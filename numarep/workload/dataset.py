@@ -103,6 +103,7 @@ class CaptureMeta(Spec):
     bases: dict[str, str]  # start of direct_map, vmalloc, vmemmap, cpu_entry_area; hexadecimal
     modules: tuple[ModuleRange, ...]
     workloads: dict[str, WindowMeta]
+    watched: tuple[str, ...] | None = None  # functions whose entries are marked; None: unrecorded
 
 
 @dataclass(frozen=True, kw_only=True)

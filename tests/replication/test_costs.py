@@ -14,7 +14,7 @@ from numarep.replication.boot import efi_mm
 from numarep.replication.events import Replay
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import KERNEL_HALF, Kernel
-from numarep.replication.modules import ModuleSize, load, unload
+from numarep.replication.modules import ModuleSize, load, load_bpf, unload
 from numarep.replication.patching import patch_live
 from numarep.replication.process import fill_slot, fork, leave, switch_to
 from numarep.replication.protection import set_memory
@@ -85,6 +85,25 @@ def test_r27_r28_replicating_and_freeing_an_area_cost_what_each_page_costs() -> 
         "instructions": each * COSTS.entry,
         "loads": each,
         "stores": 2 * each,
+    }
+
+
+@pytest.mark.parametrize("bpf", [False, True])
+def test_r28_r32_a_bpf_image_and_a_module_cost_what_their_parts_cost(bpf: bool) -> None:
+    kernel, cpu, pages, further = booted(bpf=bpf), 1, 2, 2
+    unload(kernel, load(kernel, kernel.cpus[cpu], ModuleSize(9, 0, 0, 0))[0])  # PTE pages stay
+    each = pages * further
+    copied = {"loads": each * 513, "IPI": 1, "FLUSH_ALL": 3} if bpf else {}
+    assert counted(load_bpf(kernel, kernel.cpus[cpu], pages)[1]) == {
+        "instructions": 2 * each * COSTS.entry + bpf * each * COSTS.area_page,
+        "stores": 2 * each + bpf * each * (512 + 1 + 2),
+        **copied,
+    }
+    module, _ = load(kernel, kernel.cpus[cpu], ModuleSize(2, 1, 1, 1))
+    assert counted(unload(kernel, module)) == {
+        "instructions": 5 * further * COSTS.entry,
+        "loads": 3 * further,
+        "stores": (5 + 3) * further,
     }
 
 

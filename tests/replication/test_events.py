@@ -6,15 +6,24 @@ import warnings
 import numpy as np
 import pytest
 
+from numarep.capture.decode import WATCHED
 from numarep.memory.kinds import Kind
 from numarep.replication.clues import Clues
-from numarep.replication.events import Replay, ReplicationWarning, warn_of_missing, watched
+from numarep.replication.events import Replay
 from numarep.replication.invariants import violations
 from numarep.replication.view import on_node
+from numarep.replication.watch import (
+    MARKED_BEFORE,
+    ReplicationWarning,
+    unmarked,
+    warn_of_missing,
+    warn_of_unmarked,
+    watched,
+)
 from numarep.units import MAX_LEVELS
 from numarep.workload.dataset import capture_name, open_dataset
 from numarep.workload.trace import Pages, Records, Trace, check
-from tests.kernels import BASES, SERIES, TEXT_VA, SmallKernel
+from tests.kernels import SERIES, TEXT_VA, SmallKernel
 from tests.traces import kernel_trace
 
 COSTS = SERIES.instructions
@@ -106,7 +115,6 @@ def poke_trace(small: SmallKernel) -> Trace:
 def test_r23_a_traced_poke_is_repeated_through_the_poking_mm() -> None:
     small = SmallKernel(nodes=3, processes=(0,))
     trace = poke_trace(small)
-    assert Clues(trace, BASES, small.image).poked_text(0) == TEXT_VA + 4096 + 64
     kernel = small.booted()
     after = Replay(kernel, trace, kernel.cpus[0]).trace()
     assert added(trace, after, Kind.FETCH) == COSTS.poke + COSTS.poke_further
@@ -116,7 +124,48 @@ def test_r23_a_traced_poke_is_repeated_through_the_poking_mm() -> None:
     roots = after.pages.root[after.records.page[after.records.kind == Kind.CR3]].tolist()
     assert roots[0] == roots[2] == kernel.poking.root(0)
     assert roots[1] == roots[3] == small.roots[1]
+    assert kernel.contents.read(small.pfn_of(TEXT_VA >> 12) + 1, 64, 1) == (0x90,)
     assert violations(kernel) == []
+
+
+@pytest.mark.parametrize("name", ["text_poke_copy", "text_poke_set", "text_poke_kgdb"])
+def test_r23_a_copy_of_text_is_repeated_for_every_page_and_line(name: str) -> None:
+    small = SmallKernel(nodes=2, processes=(0,))
+    trace = poke_trace(small)
+    lines = np.array([3, 4, 5, 1], np.uint8)  # three lines of one page, then one of the next
+    page = np.array([*[len(trace.pages.vpn) - 1] * 3, len(trace.pages.vpn)], np.int32)
+    old = (getattr(trace.pages, field.name) for field in dataclasses.fields(Pages))
+    pages = Pages(*(np.concatenate([column, column[-1:]]) for column in old))
+    pages.pfn[-1] += 1  # both are pages of text
+    records = Records(
+        np.append(trace.records.kind[:1], [Kind.STORE] * 4).astype(np.uint8),
+        np.append(trace.records.page[:1], page).astype(np.int32),
+        np.append(trace.records.line[:1], lines).astype(np.uint8),
+        np.ones(5, np.int32),
+    )
+    trace = Trace(records, pages, np.array([0, 0]), ("iteration", name))
+    kernel = small.booted()
+    after = Replay(kernel, trace, kernel.cpus[0]).trace()
+    assert added(trace, after, Kind.FETCH) == 2 * COSTS.poke
+    assert added(trace, after, Kind.STORE) == 2 * 2 + (3 + 1) * 8  # PTEs, and the lines' words
+    assert violations(kernel) == []
+
+
+def test_r23_a_poke_of_a_modules_text_is_found_and_one_of_nothing_known_is_guessed() -> None:
+    small = SmallKernel(nodes=2, processes=(0,))
+    trace = poke_trace(small)
+    kernel = small.booted()
+    trace.pages.pfn[-1] = 0x900  # the module's page
+    after = Replay(kernel, trace, kernel.cpus[0]).trace()
+    assert added(trace, after, Kind.FETCH) == COSTS.poke
+    assert kernel.contents.read(0x900, 64, 1) == (0x90,)
+    small = SmallKernel(nodes=2, processes=(0,))
+    trace = poke_trace(small)
+    kernel = small.booted()
+    trace.pages.pfn[-1] = 0x901
+    with pytest.warns(ReplicationWarning, match=r"text_poke is entered .* the first text"):
+        after = Replay(kernel, trace, kernel.cpus[0]).trace()
+    assert added(trace, after, Kind.FETCH) == COSTS.poke
 
 
 @pytest.mark.parametrize("pti", [True, False])
@@ -170,3 +219,38 @@ def test_r38_a_kernel_without_a_watched_symbol_gives_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_missing(set(watched(5)), levels=5)
+        later = {"set_memory_rox", "text_poke_copy", "text_poke_set"}  # than Linux 5.10
+        warn_of_missing(set(watched(4)) - later, levels=4)
+
+
+def test_r38_captures_mark_all_that_is_watched_and_say_so() -> None:
+    assert set(watched(4)) | set(watched(5)) <= set(WATCHED)
+    assert set(WATCHED) >= MARKED_BEFORE
+
+
+def test_r38_only_a_window_that_may_enter_what_is_not_marked_gives_a_warning() -> None:
+    small = SmallKernel(nodes=2, processes=(0,))
+    trace = poke_trace(small)  # fetches line 0 of text's first page that `pages` lists
+    va = int(trace.pages.vpn[trace.records.page[0]]) << 12
+    at = {"set_memory_rox": va + 48, "set_memory_np": va + 64, "pgd_alloc": va, "other": va}
+    assert unmarked(trace, at.items(), None, 4) == ["set_memory_rox"]
+    assert unmarked(trace, at.items(), WATCHED, 4) == []
+    assert unmarked(trace, at.items(), (), 4) == ["pgd_alloc", "set_memory_rox"]
+    assert unmarked(trace, {"___p4d_free_tlb": va}.items(), None, 4) == []
+    assert unmarked(trace, {"___p4d_free_tlb": va}.items(), None, 5) == ["___p4d_free_tlb"]
+    with pytest.warns(ReplicationWarning, match="may enter set_memory_rox, which its capture"):
+        warn_of_unmarked(["set_memory_rox"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unmarked([])
+
+
+def test_r38_no_bundled_window_enters_what_its_capture_did_not_mark() -> None:
+    dataset = open_dataset("debian-6.1")
+    columns = dataset.symbols().select(["name", "address"]).to_pydict()
+    symbols = list(zip(*columns.values(), strict=True))
+    for capture in (capture_name(pti=pti, cpu_node=1, seed=1) for pti in (False, True)):
+        meta = dataset.meta(capture)
+        for window in meta.workloads:
+            trace = dataset.trace(capture, window)
+            assert unmarked(trace, symbols, meta.watched, meta.levels) == []

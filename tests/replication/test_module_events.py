@@ -70,6 +70,20 @@ def test_r30_r25_r28_a_traced_modules_life_costs_what_the_model_says(nodes: int)
     assert [area.start - LOADED_VPN for area in kernel.areas] == [5]  # init, until the next load
 
 
+@pytest.mark.parametrize("name", ["rox", "np", "global", "nonglobal"])
+def test_r25_every_protection_change_of_a_trace_is_charged_alike(name: str) -> None:
+    small = SmallKernel(nodes=3, processes=(0,))
+    first = module_trace(small, small.roots[1])
+    names = [f"set_memory_{name}" if n == "set_memory_x" else n for n in first.event_name]
+    trace = dataclasses.replace(first, event_name=tuple(names))
+    kernel = small.booted(instructions=COSTS)
+    after = Replay(kernel, trace, kernel.cpus[0]).trace()
+    _, before, as_x = replayed(3)
+    assert added(trace, after, Kind.STORE) == added(before, as_x, Kind.STORE)
+    assert added(trace, after, Kind.FETCH) == added(before, as_x, Kind.FETCH)
+    assert violations(kernel) == []
+
+
 def test_r30_costs_stand_where_the_module_is_sealed() -> None:
     _, before, after = replayed(2)
     n = int(before.event_record[before.event_name.index("set_memory_ro")])

@@ -59,6 +59,19 @@ def test_r23_a_patch_across_pages_looks_both_up() -> None:
         poke(kernel, kernel.cpus[0], TEXT_VA, bytes(5000))
 
 
+@pytest.mark.parametrize(
+    ("offset", "size", "stores"), [(0, 8, 1), (60, 5, 2), (0, 9, 2), (64, 64, 8), (32, 128, 18)]
+)
+def test_r23_a_longer_patch_stores_its_words_line_by_line(
+    offset: int, size: int, stores: int
+) -> None:
+    kernel = SmallKernel(nodes=2).booted()
+    work = poke(kernel, kernel.cpus[0], TEXT_VA + offset, bytes(size))
+    written = [run for run in work.accesses() if run.vpn == POKING_VPN]
+    assert sum(run.times for run in written) == stores
+    assert {run.line for run in written} == {*range(offset // 64, (offset + size - 1) // 64 + 1)}
+
+
 def test_r24_each_phase_completes_on_all_replicas_before_the_next() -> None:
     kernel = SmallKernel(nodes=3).booted()
     va = TEXT_VA + 100

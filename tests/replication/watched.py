@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from numarep.memory.kinds import Kind
-from numarep.replication.events import watched
 from numarep.replication.kernel import Cpu, Kernel
 from numarep.replication.modules import load, unload
 from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, leave, switch_to
 from numarep.replication.protection import set_memory
 from numarep.replication.scenarios import SMALL_MODULE
+from numarep.replication.watch import watched
 from numarep.replication.work import Sync, Work
 from tests.kernels import TEXT_VA, SmallKernel
 
@@ -79,8 +79,11 @@ instructions (`replication.instructions`, with their sources in `conf/replicatio
 the loads and stores that the model's own operation makes, which then run through TLBs and caches.
 The figures are of the policy `series` without KPTI: with two memory nodes, and for every further
 one. A word is a reference; CR3 writes, INVLPGs and flushes are the own CPU's; an IPI is one round
-to all other CPUs and the wait for it. A kernel without a symbol gives a warning, and so does a
-window in which nothing tells a module's pages (see `numarep/replication/module_clues.py`).
+to all other CPUs and the wait for it. Patches are of up to eight bytes in a line; the functions
+that copy text pay for every page, and for the words of its lines. A warning is given by a kernel
+without a symbol that all kernels have, by a window that may enter a function that its capture did
+not mark (see `numarep/replication/watch.py`), and by one in which nothing tells what is patched or
+a module's pages.
 
 | symbol | what is added | behaviours | with 2 nodes | every further node |
 |---|---|---|---|---|

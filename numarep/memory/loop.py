@@ -44,7 +44,7 @@ from numarep.memory.front import take
 from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
 from numarep.memory.pages import PAGE_BITS, Of
-from numarep.memory.prefetch import prefetch_after
+from numarep.memory.prefetch import expect_prefetches, prefetch_after
 from numarep.memory.tally import settle, tally
 from numarep.memory.tlb import clear_all, invalidate_page, switch_root
 from numarep.memory.translate import spread, translate
@@ -84,6 +84,7 @@ def _expect_all(view: View, batch: NDArray[np.int64], start: int, stop: int) -> 
         place = view.ahead[at(Ahead.MISSES + each)]
         line = line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
         view.ahead[at(Ahead.ROW + place)] = expect(view, line)
+        expect_prefetches(view, view.prefetch, line)
     for each in range(start, stop):
         place = view.ahead[at(Ahead.MISSES + each)]
         expect_eviction(

@@ -22,7 +22,7 @@ is busy, and what one prefetcher's lines would have another fetch.
 
 from numarep.jit import jit
 from numarep.memory.counts import Service
-from numarep.memory.hierarchy import prefetch_l2
+from numarep.memory.hierarchy import expect, prefetch_l2
 from numarep.memory.kinds import Kind
 from numarep.memory.streamer import prefetch_stream
 from numarep.memory.view import View
@@ -41,6 +41,15 @@ def next_of(line: int) -> int:
 def pair_of(line: int) -> int:
     """Return the other line of a pair."""
     return line ^ 1
+
+
+@jit
+def expect_prefetches(view: View, prefetchers: int | None, line: int) -> None:
+    """Have the host fetch the rows of what an L1 miss most likely gives rise to: its pair."""
+    if prefetchers is None:
+        return
+    if prefetchers & ADJACENT:
+        expect(view, pair_of(line))
 
 
 @jit

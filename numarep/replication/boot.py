@@ -183,8 +183,8 @@ def _enter(kernel: Kernel, stage: Stage) -> None:
     kernel.stage = stage
 
 
-def reserve(kernel: Kernel) -> None:
-    """Set node-local memory aside for all copies, all or nothing (R14a, R4).
+def reserve(kernel: Kernel) -> Work:
+    """Set node-local memory aside for all copies, all or nothing (R14a, R4); touches none of it.
 
     Raises
     ------
@@ -214,6 +214,7 @@ def reserve(kernel: Kernel) -> None:
     kernel.reserved = reserved
     kernel.held["static"] += sum(pages for _, pages in taken)
     _preallocate_vmalloc(kernel)
+    return Work()
 
 
 def _preallocate_vmalloc(kernel: Kernel) -> None:
@@ -302,10 +303,17 @@ def _redirect(kernel: Kernel, section: Section, place: int, work: Work) -> None:
             kernel.store_entry(work, kernel.own[node][table], index)
 
 
-def start(kernel: Kernel, cpu: Cpu) -> None:
-    """Load a CPU's own node's init PGD as it starts (R14d); a full flush goes with it."""
+def start(kernel: Kernel, cpu: Cpu) -> Work:
+    """Load a CPU's own node's init PGD as it starts (R14d); a full flush goes with it.
+
+    On the master's node that is swapper's, which any kernel loads there.
+    """
     cpu.mm, cpu.lazy = kernel.init_mm, False
     cpu.cr3 = kernel.init_mm.root(kernel.node_home(cpu))
+    work = Work()
+    if cpu.cr3 != kernel.root:
+        work.event(Sync.CR3_LOAD, cpu.number, cpu.cr3)
+    return work
 
 
 def seal(kernel: Kernel) -> Work:
@@ -387,14 +395,16 @@ def _new_poking_mm(kernel: Kernel) -> None:
     kernel.poking = Mm(MmKind.POKING, {node: pgd}, node, kernel.master)
 
 
-def efi_mm(kernel: Kernel, cpu: Cpu) -> Mm:
+def efi_mm(kernel: Kernel, cpu: Cpu) -> tuple[Mm, Work]:
     """Make the mm for calls into firmware: one PGD, aliased for all nodes (R36).
 
-    Its mappings are its own; the kernel half is the master's.
+    Its mappings are its own; the kernel half is the master's. Any kernel makes it, so replication
+    adds no work.
     """
     node = kernel.node_home(cpu)
     pgd = kernel.frames.allocate(node, like=kernel.root, count=PGD_PAGES, align=PGD_PAGES)
     kernel.held["efi"] += PGD_PAGES
     half = kernel.tables.pages[kernel.root].items()
     kernel.tables.add_table(kernel.tables.levels, pgd, {i: e for i, e in half if i >= KERNEL_HALF})
-    return Mm(MmKind.EFI, dict.fromkeys(kernel.replica_nodes, pgd), node, kernel.master)
+    mm = Mm(MmKind.EFI, dict.fromkeys(kernel.replica_nodes, pgd), node, kernel.master)
+    return mm, Work()

@@ -29,6 +29,7 @@ import polars as pl
 
 from numarep.linux.tables import LARGE, entry_index
 from numarep.replication.account import account_by_owner
+from numarep.replication.hotplug import lacking
 from numarep.replication.kernel import Area, Kernel
 from numarep.units import MAX_LEVELS, P4D, PAGE_SHIFT, PMD, PTE, PUD, TABLE_SHIFT
 from numarep.workload.trace import Flag
@@ -171,6 +172,7 @@ def statistics(
 ) -> list[tuple[str, int]]:
     """List what the kernel would publish: nodes, processes, areas, and bytes by mechanism.
 
+    `lacking_pgd_slots` are those that some node lacks since memory was added (R39), node by node.
     After them `OWNER.MECHANISM.nodeN_bytes`, of `account_by_owner`: the kernel's own, and every
     module's and process's.
 
@@ -189,6 +191,7 @@ def statistics(
         ("areas", len(kernel.areas)),
         ("replicated_areas", sum(bool(area.replicas) for area in kernel.areas)),
         ("replicated_leaves", len(kernel.replicated)),
+        ("lacking_pgd_slots", sum(len(nodes) for nodes in lacking(kernel).values())),
     ]
     sizes: Counter[str] = Counter()
     owned = account_by_owner(kernel, max_numnodes, modules)

@@ -15,6 +15,8 @@ from numarep.replication.areas import (
     ptes_of,
     replicate_area,
 )
+from numarep.replication.dump import statistics
+from numarep.replication.hotplug import hotplug, lacking
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import Kernel, ReplicationError, has_replicas
 from numarep.replication.modules import ModuleSize, load, load_bpf, unload
@@ -312,16 +314,29 @@ def test_r12_r29_a_captured_module_is_taken_over() -> None:
     assert violations(kernel) == []
 
 
-def test_r39_hotplug_at_pgd_level_shows_as_a_violation() -> None:
-    kernel = SmallKernel(nodes=2).booted()
+@pytest.mark.parametrize("levels", [4, 5])
+def test_r39_hotplug_at_pgd_level_shows_as_a_violation(levels: int) -> None:
+    kernel = SmallKernel(nodes=3, levels=levels).booted()
     mm, _ = fork(kernel, kernel.cpus[1])
-    kernel.tables.set_entry(4, kernel.root, 300, 0x1003)
-    found = violations(kernel)
-    assert "R39: node 1: kernel PGD slot 300 is not the master's" in found
-    assert kernel.tables.walk(mm.pgd[1], 300 << 27) is None
+    before = state(kernel)
+    for slot, reason in ((255, "expected a kernel slot, 256 to 511"), (511, "filled already")):
+        with pytest.raises(ReplicationError, match=reason):
+            hotplug(kernel, kernel.cpus[0], slot)
+    assert state(kernel) == before
+    assert hotplug(kernel, kernel.cpus[0], 300).steps == []
+    assert lacking(kernel) == {300: (1, 2)}
+    assert violations(kernel) == [
+        f"R39: node {node}: kernel PGD slot 300 is not the master's" for node in (1, 2)
+    ]
+    assert dict(statistics(kernel, 8))["lacking_pgd_slots"] == 2
+    filled = {node: bool(kernel.tables.entry(pgd, 300)) for node, pgd in mm.pgd.items()}
+    assert filled == {0: True, 1: False, 2: False}
+    late, _ = fork(kernel, kernel.cpus[0])  # its PGDs are made from their nodes'
+    assert [300 in kernel.tables.pages[late.pgd[node]] for node in range(3)] == [True, False, False]
     alone = SmallKernel(nodes=1, processes=(0,)).booted()
-    alone.tables.set_entry(4, alone.root, 300, 0x1003)
+    hotplug(alone, alone.cpus[0], 300)
     assert violations(alone) == []
+    assert lacking(alone) == {}
 
 
 def test_r38_what_synchronises_tables() -> None:

@@ -303,7 +303,10 @@ def test_r34_entry_text_under_the_user_cr3_is_one_copy_on_all_nodes() -> None:
 
 def test_r36_efi_has_one_pgd_for_all_nodes() -> None:
     kernel = SmallKernel(nodes=3).booted()
-    efi = efi_mm(kernel, kernel.cpus[0])
+    taken = kernel.frames.taken
+    efi, work = efi_mm(kernel, kernel.cpus[0])
+    assert work.steps == []
+    assert kernel.frames.taken == taken + PGD_PAGES  # with replicas as without
     for cpu in kernel.cpus:
         switch_to(kernel, cpu, efi)
     assert len({cpu.cr3 for cpu in kernel.cpus}) == 1

@@ -10,7 +10,7 @@ from numarep.linux.tables import GLOBAL
 from numarep.memory.kinds import Kind
 from numarep.replication.adopt import Part, load_captured
 from numarep.replication.areas import free_area, new_area, replicate_area
-from numarep.replication.boot import efi_mm
+from numarep.replication.boot import efi_mm, replicate, reserve, start
 from numarep.replication.events import Replay
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import KERNEL_HALF, Kernel
@@ -298,10 +298,19 @@ def test_r1_switched_off_the_codes_own_path_is_paid_at_every_watched_event() -> 
     assert added(before, after, Kind.FETCH) == COSTS.switched_off
 
 
+def test_r14_a_d_reserving_touches_nothing_and_a_started_cpu_loads_its_nodes_pgd() -> None:
+    kernel = SmallKernel(nodes=3, memoryless=(2,)).unbooted()
+    assert counted(reserve(kernel)) == {}
+    replicate(kernel)
+    loads = [start(kernel, cpu).events(Sync.CR3_LOAD) for cpu in kernel.cpus]
+    own = kernel.pgd_numa(1)
+    assert [[(e.cpu, e.argument) for e in load] for load in loads] == [[], [(1, own)], [(2, own)]]
+
+
 def test_r36_the_firmwares_pgd_holds_the_masters_kernel_half() -> None:
     kernel = booted()
     entry = kernel.tables.entry(kernel.root, 511)
     kernel.tables.set_entry(4, kernel.root, 511, entry | GLOBAL)
-    efi = efi_mm(kernel, kernel.cpus[0])
+    efi, _ = efi_mm(kernel, kernel.cpus[0])
     half = {i: e for i, e in kernel.tables.pages[kernel.root].items() if i >= KERNEL_HALF}
     assert kernel.tables.pages[efi.root(2)] == half

@@ -24,9 +24,11 @@ from hypothesis.stateful import (
 
 from numarep.linux.frames import FrameError
 from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
+from numarep.linux.tables import entry_pfn
 from numarep.replication import areas
 from numarep.replication.areas import free_area, new_area, node_frame, page_of, replicate_area
 from numarep.replication.boot import efi_mm
+from numarep.replication.hotplug import hotplug, lacking
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import (
     KERNEL_HALF,
@@ -119,7 +121,7 @@ class Machine(RuleBasedStateMachine):
         cpu_nodes = [first, *(node for node in range(nodes) if node != first)]
         self.kernel = small.booted(cpu_nodes=cpu_nodes, **policy)
         self.modules: list[Module] = []
-        self.efi = efi_mm(self.kernel, self.kernel.cpus[0])
+        self.efi, _ = efi_mm(self.kernel, self.kernel.cpus[0])
         self.memory_changed = 0
 
     @invariant()
@@ -363,16 +365,29 @@ class Machine(RuleBasedStateMachine):
 
     # The known gap
 
-    @rule(slot=st.integers(KERNEL_HALF, 509))
-    def hotplug(self, slot: int) -> None:
-        """Memory added at PGD level is not mirrored: a violation until it is gone (R39)."""
+    @rule(cpu=numbers, slot=st.integers(KERNEL_HALF, 509), fail_at=fail_at)
+    def hotplug(self, cpu: int, slot: int, fail_at: int | None) -> None:
+        """Memory added at PGD level is not mirrored: a violation until the slot is filled (R39)."""
         kernel, level = self.kernel, self.kernel.tables.levels
         if kernel.tables.entry(kernel.root, slot):
+            with pytest.raises(ReplicationError, match="filled already"):
+                hotplug(kernel, self.cpu(cpu), slot)
             return
-        kernel.tables.set_entry(level, kernel.root, slot, 0x1003)
-        found = violations(kernel)
-        assert (len(kernel.own) == 0) or any(line.startswith("R39") for line in found)
-        kernel.tables.set_entry(level, kernel.root, slot, 0)
+        if self.attempt(lambda: hotplug(kernel, self.cpu(cpu), slot), fail_at) is None:
+            assert not kernel.tables.entry(kernel.root, slot)
+            return
+        further = kernel.further_nodes
+        assert lacking(kernel) == ({slot: further} if further else {})
+        named = [line for line in violations(kernel) if line.startswith("R39")]
+        assert named == [
+            f"R39: node {node}: kernel PGD slot {slot} is not the master's" for node in further
+        ]
+        entry = kernel.tables.entry(kernel.root, slot)  # mirrored, as nobody does, or taken away
+        pgds = [pgd for mm in kernel.mms for pgd in mm.pgd.values()]
+        for pgd in (*pgds, *(kernel.pgd_numa(node) for node in kernel.replica_nodes)):
+            kernel.tables.set_entry(level, pgd, slot, entry if slot % 2 else 0)
+        if slot % 2 == 0:
+            kernel.free_table(entry_pfn(entry), "shared")
 
 
 def test_r8_r9_r19_r25_r28_random_operations_keep_every_invariant() -> None:

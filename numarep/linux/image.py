@@ -1,6 +1,7 @@
 """The kernel image: its sections and symbols, from the symbol table of the captured kernel.
 
-Leaves out per-cpu symbols and init sections: nothing here needs them.
+Leaves out per-cpu symbols and init sections: nothing here needs them but the lengths of the tables
+of what a boot patches.
 
 >>> Section(0x1000, 0x3000).round_up(0x4000)
 Section(start=4096, end=20480)
@@ -44,6 +45,18 @@ class Section(NamedTuple):
         return inside
 
 
+# Tables of text to be patched, as alternative_instructions goes through them, and bytes an entry:
+# struct paravirt_patch_site, s32 twice, struct alt_instr. Not among them: locks, which are patched
+# where there is one CPU only; ftrace's calls and jump labels, whose tables have no symbols here.
+# Source: arch/x86/kernel/{alternative.c,vmlinux.lds.S} of Linux 6.1.
+_PATCHED = (
+    ("__parainstructions", 16),
+    ("__retpoline_sites", 4),
+    ("__return_sites", 4),
+    ("__alt_instructions", 12),
+)
+
+
 @dataclass(frozen=True)
 class Image:
     """Sections of the kernel image, as the linker's symbols bound them."""
@@ -51,6 +64,7 @@ class Image:
     whole: Section
     text: Section
     rodata: Section
+    patched: tuple[int, ...] = ()  # sites that a boot patches, of each of `_PATCHED` there is
 
     @property
     def replicated(self) -> tuple[Section, Section]:
@@ -71,7 +85,8 @@ def image_from_symbols(symbols: pa.Table) -> Image:
     """
     bounds = ("_text", "_end", "_stext", "_etext", "__start_rodata", "__end_rodata")
     names = symbols.column("name").to_pylist()
-    wanted = {name: row for row, name in enumerate(names) if name in bounds}
+    tables = {f"{name}{end}" for name, _ in _PATCHED for end in ("", "_end")}
+    wanted = {name: row for row, name in enumerate(names) if name in bounds or name in tables}
     missing = [name for name in bounds if name not in wanted]
     if missing:
         raise TraceError(
@@ -82,6 +97,11 @@ def image_from_symbols(symbols: pa.Table) -> Image:
         Section(at["_text"], at["_end"]),
         Section(at["_stext"], at["_etext"]),
         Section(at["__start_rodata"], at["__end_rodata"]),
+        tuple(
+            (at[f"{name}_end"] - at[name]) // entry_bytes
+            for name, entry_bytes in _PATCHED
+            if name in at and f"{name}_end" in at
+        ),
     )
     for name, section in (("_stext", image.text), ("__start_rodata", image.rodata)):
         if section.start % PMD_BYTES or section.end <= section.start:

@@ -1,9 +1,9 @@
 """The boot as the series does it, step by step (R14), and what it refuses (R1, R4).
 
 `new_kernel` takes the tables of an unreplicated kernel; `reserve`, `replicate`, `start`,
-`seal` and `publish` are R14's steps a, b, d, e and f (c, patching during boot, is
-`patching.patch_boot`). `booted` runs them all. Each step returns its work on the boot CPU; what
-other CPUs do as they start is not in it.
+`seal` and `publish` are R14's steps a, b, d, e and f (c, patching during boot, is `patching`'s
+`patch_boot` and `patch_boot_sites`). `booted` runs all but c. Each step returns its work on the
+boot CPU; what other CPUs do as they start is not in it.
 
 Assumed: a word is copied by one load and one store, setting memory aside touches none of it
 (memblock), and every table page is copied whole, so it is not zeroed before.

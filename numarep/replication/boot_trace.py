@@ -1,9 +1,10 @@
 """The boot's own work as a trace: what the series adds to a boot, and nothing else (R14).
 
-One fetch of the kernel's first line of text, then the work of `boot.replicate`, `boot.seal` and
-`boot.publish` on the boot CPU: tables copied, text and rodata copied to every further node, the
-linear map's aliases dropped. The rest of a boot, which any kernel does, is left out. Walks read
-the boot CPU's own node's tables from the start.
+One fetch of the kernel's first line of text, then the work of `boot.replicate`, of patching, of
+`boot.seal` and of `boot.publish` on the boot CPU: tables and text copied to every further node, the
+copies patched like the original, rodata copied, the linear map's aliases dropped. The rest of a
+boot, which any kernel does, is left out. Walks read the boot CPU's own node's tables from the
+start.
 
 >>> from tests.kernels import SmallKernel
 >>> trace = boot_trace(SmallKernel(nodes=2).unbooted())
@@ -19,6 +20,7 @@ from numarep.linux.tables import PageTables
 from numarep.memory.kinds import Kind
 from numarep.replication.boot import publish, replicate, reserve, seal, start
 from numarep.replication.kernel import Kernel
+from numarep.replication.patching import patch_boot_sites
 from numarep.replication.splice import Splice
 from numarep.units import PAGE_SHIFT, shown
 from numarep.workload.trace import ITERATION, Pages, Records, Trace, TraceError
@@ -54,7 +56,10 @@ def boot_trace(kernel: Kernel) -> Trace:
     cpu = kernel.cpus[0]
     splice = Splice(first_fetch(kernel.tables, kernel.image, kernel.root), kernel)
     reserve(kernel)
-    for step in (replicate, seal, publish):
+    splice.add(0, cpu, replicate(kernel))
+    for sites in kernel.image.patched:
+        splice.add(0, cpu, patch_boot_sites(kernel, sites))
+    for step in (seal, publish):
         splice.add(0, cpu, step(kernel))
     for other in kernel.cpus[1:]:
         start(kernel, other)

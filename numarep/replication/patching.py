@@ -31,7 +31,16 @@ from numarep.replication.kernel import (
     has_replicas,
 )
 from numarep.replication.work import Run, Sync, Work
-from numarep.units import ENTRY_BYTES, LINE_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD, PTE
+from numarep.units import (
+    ENTRY_BYTES,
+    LINE_BYTES,
+    LINE_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PMD,
+    PMD_BYTES,
+    PTE,
+)
 
 INT3 = b"\xcc"
 POKING_VPN = 0  # Assumed: the real one is random (poking_init); its tables are its own anyway
@@ -48,15 +57,58 @@ class Phase(IntEnum):
     FIRST_BYTE = 2
 
 
-def patch_boot(kernel: Kernel, va: int, data: bytes) -> None:
+def patch_boot(kernel: Kernel, va: int, data: bytes) -> Work:
     """Write text or rodata while the kernel boots: plainly, into every copy there is (R14c, R22).
 
     A module's text is written once, before it is replicated.
     """
+    work = Work()
     for part, chunk in _by_page(va, data):
         frames = {node_frame(kernel, node, part >> PAGE_SHIFT) for node in kernel.replica_nodes}
         for pfn in sorted(frames):
             kernel.contents.write(pfn, part % PAGE_BYTES, chunk)
+        _charge_boot(kernel, part, 1, 0, work)
+    return work
+
+
+def patch_boot_sites(kernel: Kernel, number: int) -> Work:
+    """Return the work of patching so many sites of text while the kernel boots (R14c, R22).
+
+    Assumed: they lie evenly over the text, in whole lines apart, and are patched in that order;
+    each is written by one store, whichever of them this CPU needs written. What is written is not
+    known, so contents stay.
+    """
+    work, text = Work(), kernel.image.text
+    lines = text.bytes // LINE_BYTES
+    number = min(number, lines)
+    stride = lines // number if number else 1
+    per_unit = PMD_BYTES // LINE_BYTES
+    for start in range(0, number * stride, per_unit):
+        first = -(-start // stride) * stride
+        last = min(start + per_unit, number * stride)
+        here = len(range(first, last, stride))
+        if here:
+            _charge_boot(kernel, text.start + first * LINE_BYTES, here, stride, work)
+    return work
+
+
+def _charge_boot(kernel: Kernel, va: int, sites: int, stride: int, work: Work) -> None:
+    """Add writes of one large leaf's sites, `stride` lines apart, to every further copy.
+
+    As text_poke_early for each: its page is looked up in the node's table, written through the
+    direct map. Assumed: an instruction an access.
+    """
+    vpn, line = va >> PAGE_SHIFT, (va % PAGE_BYTES) >> LINE_SHIFT
+    master, runs = node_frame(kernel, kernel.master, vpn), []
+    for node in kernel.further_nodes:
+        pfn = node_frame(kernel, node, vpn)
+        if pfn == master:
+            continue
+        runs += [run._replace(lines=sites, stride=0) for run in _lookup(kernel, node, vpn)]
+        store = kernel.run(Kind.STORE, pfn, line=line, lines=sites, times=1)
+        runs.append(store._replace(stride=stride))
+    if runs:
+        work.burst(*runs, instructions=len(runs))
 
 
 def poke(kernel: Kernel, cpu: Cpu, va: int, data: bytes) -> Work:
@@ -144,7 +196,8 @@ def _charge(
     assert kernel.poking is not None
     costs = kernel.spec.instructions
     work.instructions(costs.poke_further if further else costs.poke)
-    _charge_lookup(kernel, node, va >> PAGE_SHIFT, work)
+    for run in _lookup(kernel, node, va >> PAGE_SHIFT):
+        work.burst(run)
     root = kernel.poking.root(node)
     pte = dict(kernel.path(root, POKING_VPN, PTE))[PTE]
     index = entry_index(POKING_VPN, PTE)
@@ -161,11 +214,11 @@ def _charge(
     work.event(Sync.FLUSH_PAGE, cpu.number, POKING_VPN)
 
 
-def _charge_lookup(kernel: Kernel, node: int, vpn: int, work: Work) -> None:
-    """Add the software walk of one node's table, down to the leaf."""
+def _lookup(kernel: Kernel, node: int, vpn: int) -> Iterator[Run]:
+    """Yield the loads of a software walk of one node's table, down to the leaf."""
     for level, table in kernel.path(kernel.pgd_numa(node), vpn, PTE):
         index = entry_index(vpn, level)
         line = index // ENTRIES_PER_LINE
-        work.burst(kernel.run(Kind.LOAD, table, line=line, times=1))
+        yield kernel.run(Kind.LOAD, table, line=line, times=1)
         if level <= PMD and kernel.tables.entry(table, index) & LARGE:
             return

@@ -77,7 +77,7 @@ class Splice:
         block = np.empty((lines, beside + len(burst.runs), 4), np.int64)
         block[:, :beside] = fetch or 0
         for column, run in enumerate(burst.runs, start=beside):
-            page, line = np.divmod(run.line + np.arange(lines), LINES_PER_PAGE)
+            page, line = np.divmod(run.line + run.stride * np.arange(lines), LINES_PER_PAGE)
             pages = range(int(page[-1]) + 1)
             rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
             block[:, column, 0], block[:, column, 3] = run.kind, run.times

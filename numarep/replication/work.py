@@ -24,7 +24,10 @@ CURRENT = -1  # a run's root: whatever the CPU has in CR3
 
 
 class Run(NamedTuple):
-    """`lines` consecutive lines, each referenced `times` times; may go on into further pages."""
+    """`lines` lines, each referenced `times` times; may go on into further pages.
+
+    Each is `stride` lines after the one before: 1, consecutive ones; 0, the same line again.
+    """
 
     kind: Kind
     vpn: int
@@ -34,10 +37,11 @@ class Run(NamedTuple):
     lines: int = 1
     times: int = 1
     root: int = CURRENT  # pfn of the PGD it is reached through, for the poking mm
+    stride: int = 1
 
     def at(self, step: int) -> "Run":
         """Return the one line `step` lines on."""
-        page, line = divmod(self.line + step, LINES_PER_PAGE)
+        page, line = divmod(self.line + step * self.stride, LINES_PER_PAGE)
         return self._replace(vpn=self.vpn + page, pfn=self.pfn + page, line=line, lines=1)
 
 

@@ -1,27 +1,32 @@
 """What booting costs: the steps' work against closed formulas, and as a workload (R14)."""
 
 import dataclasses
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from numarep.linux.image import image_from_symbols
 from numarep.linux.layout import Region
 from numarep.memory.counts import Access, Event, Service
 from numarep.memory.kinds import Kind
 from numarep.replication.account import static_bytes, table_pages
+from numarep.replication.areas import node_frame
 from numarep.replication.boot import booted, publish, replicate, reserve, seal, start
 from numarep.replication.boot_trace import boot_trace
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import uncharged
 from numarep.replication.modules import load, unload
+from numarep.replication.patching import patch_boot, patch_boot_sites
 from numarep.replication.process import fill_slot, fork
 from numarep.replication.scenarios import SMALL_MODULE
 from numarep.replication.work import Sync
 from numarep.simulate import simulate
 from numarep.spec import RunSpec, parse
 from numarep.sweep.grid import expand
-from numarep.units import LINE_BYTES, LINES_PER_PAGE, PMD_BYTES
+from numarep.units import LINE_BYTES, LINES_PER_PAGE, PAGE_SHIFT, PMD_BYTES
+from numarep.workload.dataset import open_dataset
 from tests.datasets import write_small_dataset
 from tests.kernels import SERIES, SmallKernel
 from tests.test_simulate import conf
@@ -103,3 +108,54 @@ def test_r14_booting_as_a_workload_is_paid_by_whoever_replicates(tmp_path: Path)
     assert stored[0] < 100
     assert all(lines <= each < lines + 400 for each in stored[1:])
     assert ours.counts.events[Event.IPIS] == 2
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("number", [0, 1, 100, 1000, 40_000, 10**6])
+def test_r14_c_r22_every_copy_of_text_is_patched_at_as_many_sites_evenly(
+    nodes: int, number: int
+) -> None:
+    kernel = SmallKernel(nodes=nodes, processes=(0,)).unbooted()
+    reserve(kernel)
+    replicate(kernel)
+    text = kernel.image.text
+    work = patch_boot_sites(kernel, number)
+    sites = min(number, text.bytes // LINE_BYTES)
+    # Down to a 2 MiB leaf of four levels: three entries read.
+    assert work.references(Kind.LOAD) == (nodes - 1) * sites * 3
+    assert work.total_instructions() == (nodes - 1) * sites * 4
+    for node in range(1, nodes):
+        assert work.references(Kind.STORE, node) == sites
+        first = node_frame(kernel, node, text.start >> PAGE_SHIFT)
+        stores = [run for run in work.accesses() if run.kind == Kind.STORE and run.node == node]
+        lines = [(run.pfn - first) * LINES_PER_PAGE + run.line for run in stores]
+        apart = {later - line for line, later in itertools.pairwise(lines)}
+        assert lines[:1] in ([], [0])
+        assert len(apart) <= 1
+        assert all((each + 1) * sites > text.bytes // LINE_BYTES for each in apart)
+
+
+def test_r14_c_r22_patching_costs_what_its_lookups_and_stores_do_and_without_copies_nothing() -> (
+    None
+):
+    kernel = SmallKernel(nodes=3, processes=(0,)).unbooted()
+    reserve(kernel)
+    va = kernel.image.text.start + 4095
+    assert patch_boot(kernel, va, b"\x90").steps == []  # there are no copies yet
+    replicate(kernel)
+    once, twice = (patch_boot(kernel, va, b"\x90" * size) for size in (1, 2))
+    assert (once.references(Kind.STORE), twice.references(Kind.STORE)) == (2, 4)  # across pages
+    shared = SmallKernel(nodes=3, processes=(0,)).unbooted(text=False)
+    reserve(shared)
+    replicate(shared)
+    assert patch_boot_sites(shared, 100).steps == []
+
+
+def test_r14_c_a_boot_patches_what_the_kernels_own_tables_list() -> None:
+    image = image_from_symbols(open_dataset("debian-6.1").symbols())
+    assert image.patched == (3679, 7861, 48084, 4468)
+    kernel = SmallKernel(nodes=3, processes=(0,))
+    plain = boot_trace(kernel.unbooted()).instructions
+    kernel = SmallKernel(nodes=3, processes=(0,))
+    kernel.image = dataclasses.replace(kernel.image, patched=(100, 7))
+    assert boot_trace(kernel.unbooted()).instructions == plain + 2 * 107 * 4

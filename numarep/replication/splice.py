@@ -10,7 +10,9 @@ for it is the interrupt's price.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,9 @@ _SYNC_KIND = {
     Sync.FLUSH_ALL: Kind.FLUSH,
     Sync.IPI: Kind.IPI,
 }
+_RECORD = np.dtype(
+    [("kind", np.uint8), ("page", np.int32), ("line", np.uint8), ("count", np.int32)]
+)
 _Record = tuple[int, int, int, int]
 _Row = tuple[int, ...]  # vpn, pfn, leaf, flags, table pages from PTE to the 5-level PGD
 
@@ -39,13 +44,13 @@ class Splice:
     kernel: Kernel
     rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
     new_pages: list[_Row] = field(default_factory=list)
-    blocks: list[NDArray[np.int64]] = field(default_factory=list)  # rows of kind, page, line, count
-    after: list[tuple[int, int]] = field(default_factory=list)  # an event, and how many rows
+    blocks: list[NDArray[np.void]] = field(default_factory=list)  # of records, as `Records` has
+    after: list[int] = field(default_factory=list)  # the event of each block
     single: list[_Record] = field(default_factory=list)  # rows that are no block yet
 
     def add(self, event: int, cpu: Cpu, work: Work) -> None:
         """Add an operation's work right after record `event`, which `cpu` ran."""
-        records, before = self.trace.records, len(self.blocks)
+        records = self.trace.records
         page, line = int(records.page[event]), int(records.line[event])
         root = int(self.trace.pages.root[page])
         for step in work.steps:
@@ -57,12 +62,12 @@ class Splice:
             else:
                 self._add_event(step, cpu, root)
         self._end_block()
-        self.after.append((event, sum(map(len, self.blocks[before:]))))
+        self.after += [event] * (len(self.blocks) - len(self.after))
 
     def _end_block(self) -> None:
         """Make a block of the single rows."""
         if self.single:
-            self.blocks.append(np.array(self.single, np.int64))
+            self.blocks.append(np.array(self.single, _RECORD))
             self.single.clear()
 
     def _add_burst(self, burst: Burst, fetch: _Record | None, root: int) -> None:
@@ -74,15 +79,16 @@ class Splice:
             return
         self._end_block()
         beside = int(fetch is not None)
-        block = np.empty((lines, beside + len(burst.runs), 4), np.int64)
-        block[:, :beside] = fetch or 0
+        block = np.empty((lines, beside + len(burst.runs)), _RECORD)
+        block[:, :beside] = fetch or (0, 0, 0, 0)
         for column, run in enumerate(burst.runs, start=beside):
             page, line = np.divmod(run.line + run.stride * np.arange(lines), LINES_PER_PAGE)
             pages = range(int(page[-1]) + 1)
             rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
-            block[:, column, 0], block[:, column, 3] = run.kind, run.times
-            block[:, column, 1], block[:, column, 2] = np.array(rows)[page], line
-        self.blocks.append(block.reshape(-1, 4))
+            records = block[:, column]
+            records["kind"], records["count"] = run.kind, run.times
+            records["page"], records["line"] = np.array(rows)[page], line
+        self.blocks.append(block.reshape(-1))
 
     def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
         if event.cpu != cpu.number:
@@ -129,21 +135,20 @@ class Splice:
         """Return the trace with everything added; the very same if that is nothing."""
         if not self.blocks:
             return self.trace
-        at = np.repeat(*np.array(self.after, np.int64).T) + 1
-        added = np.concatenate(self.blocks)
+        order = np.argsort(self.after, kind="stable").tolist()
+        events, blocks = [self.after[at] for at in order], [self.blocks[at] for at in order]
         old = self.trace.records
-        merged = Records(
-            np.insert(old.kind, at, added[:, 0].astype(np.uint8)),
-            np.insert(old.page, at, added[:, 1].astype(np.int32)),
-            np.insert(old.line, at, added[:, 2].astype(np.uint8)),
-            np.insert(old.count, at, added[:, 3].astype(np.int32)),
+        columns = (
+            _merged(getattr(old, name), events, [block[name] for block in blocks])
+            for name in _RECORD.names or ()
         )
-        shift = np.searchsorted(np.sort(at), self.trace.event_record, side="right")
+        added = np.cumsum([0, *map(len, blocks)])
+        passed = np.searchsorted(events, self.trace.event_record, side="left")
         return dataclasses.replace(
             self.trace,
-            records=merged,
+            records=Records(*columns),
             pages=self._more_pages(),
-            event_record=self.trace.event_record + shift,
+            event_record=self.trace.event_record + added[passed],
         )
 
     def _more_pages(self) -> Pages:
@@ -156,3 +161,14 @@ class Splice:
             np.concatenate([old.flags, new[:, 3].astype(np.uint8)]),
             np.concatenate([old.table, new[:, 4:]]),
         )
+
+
+def _merged(
+    old: NDArray[Any], events: Sequence[int], blocks: Sequence[NDArray[Any]]
+) -> NDArray[Any]:
+    """Return a column with a block inserted after each of these rising events."""
+    pieces, done = [], 0
+    for event, block in zip(events, blocks, strict=True):
+        pieces += [old[done : event + 1], block]
+        done = event + 1
+    return np.concatenate([*pieces, old[done:]])

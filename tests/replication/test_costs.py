@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numarep.linux.layout import MODULES_VPN
-from numarep.linux.tables import GLOBAL
+from numarep.linux.tables import GLOBAL, LARGE, PRESENT, WRITABLE, entry_index
 from numarep.memory.kinds import Kind
 from numarep.replication.adopt import Part, load_captured
 from numarep.replication.areas import free_area, new_area, replicate_area
@@ -18,8 +18,9 @@ from numarep.replication.modules import ModuleSize, load, load_bpf, unload
 from numarep.replication.patching import patch_live
 from numarep.replication.process import fill_slot, fork, leave, switch_to
 from numarep.replication.protection import set_memory
+from numarep.replication.splice import Splice
 from numarep.replication.work import Sync, Work
-from numarep.units import PAGE_SHIFT, PMD_BYTES
+from numarep.units import PAGE_SHIFT, PMD, PMD_BYTES, PTE, PUD
 from numarep.workload.trace import ITERATION, Flag, Pages, Records, Trace
 from tests.kernels import SERIES, TEXT_VA, SmallKernel
 from tests.replication.test_process import failing
@@ -216,6 +217,21 @@ def test_r25_a_split_leaf_is_paid_in_every_copied_table() -> None:
     }
 
 
+def test_r25_a_page_of_a_1g_leaf_is_split_out_of_it_and_no_other_changes() -> None:
+    kernel = booted()
+    first = (kernel.bases["vmalloc"] >> PAGE_SHIFT) + (1 << 18)  # shared tables: not in the window
+    pud = dict(kernel.path(kernel.root, first, PUD))[PUD]
+    leaf = 3 << 30 | LARGE | PRESENT | WRITABLE
+    kernel.tables.set_entry(PUD, pud, entry_index(first, PUD), leaf)
+    assert counted(set_memory(kernel, first + 700, 2, "ro")) == {}
+    for page in (0, 511, 512, 699, 700, 701, 702, 1023, 1024, (1 << 18) - 1):
+        walk = kernel.tables.walk(kernel.root, first + page)
+        assert walk.pfn == (3 << 18) + page
+        assert walk.flags & Flag.WRITABLE == (0 if page in (700, 701) else Flag.WRITABLE)
+        assert walk.leaf == (PTE if 512 <= page < 1024 else PMD)
+    assert violations(kernel) == []
+
+
 def test_r26_r30_the_tables_of_a_captured_module_are_written_in_every_copied_table() -> None:
     kernel = booted(modules=False, area_ptes="shared")
     part = Part(MODULES_VPN + 4 * 512, [0x5000, 0x5001], "text", (0x5100, -1, -1, -1, -1))
@@ -260,6 +276,18 @@ def added(before: Trace, after: Trace, kind: Kind) -> int:
     return totals[0] - totals[1]
 
 
+@pytest.mark.parametrize("lines", [1, 3, 70])
+def test_r38_a_bursts_instructions_and_accesses_are_spliced_line_by_line(lines: int) -> None:
+    small = SmallKernel(nodes=2, processes=(0,))
+    before, kernel = direct_trace(small, [(0x9000, 0, 1)]), small.booted()
+    splice, work = Splice(before, kernel), Work()
+    kernel.copy(work, 0x9100, 0x9200, lines=lines, instructions=5)
+    splice.add(0, kernel.cpus[0], work)
+    after = splice.spliced()
+    assert added(before, after, Kind.FETCH) == 5 * lines == work.total_instructions()
+    assert added(before, after, Kind.LOAD) == added(before, after, Kind.STORE) == 8 * lines
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_r17_mitosis_pays_for_every_mirrored_store(nodes: int) -> None:
     small = SmallKernel(nodes=nodes, processes=(0,))
@@ -273,6 +301,22 @@ def test_r17_mitosis_pays_for_every_mirrored_store(nodes: int) -> None:
     stored = after.records.kind == Kind.STORE
     pfns = set(after.pages.pfn[after.records.page[stored]].tolist())
     assert pfns == {table, *kernel.user_copies.get(table, {}).values()}
+
+
+@pytest.mark.parametrize("line", [0, 7, 31])
+def test_r18_a_traced_slot_is_filled_and_cleared_in_the_line_that_is_stored_to(line: int) -> None:
+    small = SmallKernel(nodes=2, processes=(0,))
+    pgd, table = small.roots[1], 0x9000
+    filled = [*((table, part, 8) for part in range(64)), (pgd, line, 1)]
+    before = direct_trace(small, filled, "__pud_alloc", "___pud_free_tlb")
+    after = Replay(kernel := small.booted(instructions=COSTS), before, kernel.cpus[0]).trace()
+    assert added(before, after, Kind.FETCH) == COSTS.slot_fill + COSTS.slot_clear
+    old, kind = len(before.pages.vpn), after.records.kind == Kind.STORE
+    stored = kind & (after.records.page >= old)
+    (mm,) = kernel.mms
+    assert set(after.pages.pfn[after.records.page[stored]].tolist()) == {mm.pgd[1]}
+    assert after.records.line[stored].tolist() == [line, line]
+    assert violations(kernel) == []
 
 
 def test_r16_a_pgd_that_is_born_again_was_given_back_before() -> None:

@@ -393,18 +393,3 @@ def _new_poking_mm(kernel: Kernel) -> None:
         kernel.tables.set_entry(level, table, 0, below << PAGE_SHIFT | _TABLE_FLAGS)
         table = below
     kernel.poking = Mm(MmKind.POKING, {node: pgd}, node, kernel.master)
-
-
-def efi_mm(kernel: Kernel, cpu: Cpu) -> tuple[Mm, Work]:
-    """Make the mm for calls into firmware: one PGD, aliased for all nodes (R36).
-
-    Its mappings are its own; the kernel half is the master's. Any kernel makes it, so replication
-    adds no work.
-    """
-    node = kernel.node_home(cpu)
-    pgd = kernel.frames.allocate(node, like=kernel.root, count=PGD_PAGES, align=PGD_PAGES)
-    kernel.held["efi"] += PGD_PAGES
-    half = kernel.tables.pages[kernel.root].items()
-    kernel.tables.add_table(kernel.tables.levels, pgd, {i: e for i, e in half if i >= KERNEL_HALF})
-    mm = Mm(MmKind.EFI, dict.fromkeys(kernel.replica_nodes, pgd), node, kernel.master)
-    return mm, Work()

@@ -148,6 +148,25 @@ def test_r27_replication_is_refused_where_the_kernel_refuses_it() -> None:
             new_area(lacking, lacking.cpus[0], pages=1, node=node)
 
 
+def test_r27_hidden_pages_and_policies_without_tables_for_them_are_refused() -> None:
+    kernel = SmallKernel(nodes=2).booted()
+    area, _ = new_area(kernel, kernel.cpus[0], pages=2, node=0)
+    set_memory(kernel, area.start + 1, 1, "np")
+    off = {"tables": False, "text": False, "rodata": False, "modules": False}
+    retarget = {"pgds": "retarget", "modules": False, "area_ptes": "shared"}
+    refused = [(kernel, area, "expected pages that are present")]
+    for switches, reason in ((off, "with per-node tables"), (retarget, "areas stay shared")):
+        other = SmallKernel(nodes=2).booted(**switches)
+        own, _ = new_area(other, other.cpus[0], pages=2, node=0)
+        refused.append((other, own, reason))
+    for refusing, own, reason in refused:
+        before = state(refusing)
+        with pytest.raises(ReplicationError, match=reason):
+            replicate_area(refusing, refusing.cpus[0], own)
+        assert state(refusing) == before
+        assert violations(refusing) == []
+
+
 @pytest.mark.parametrize("bound", [0, 1, 2])
 def test_r27_every_other_node_gets_its_own_4k_pages_and_all_cpus_flush(bound: int) -> None:
     kernel = SmallKernel(nodes=3).booted()

@@ -10,7 +10,6 @@ from numarep.replication.areas import node_frame
 from numarep.replication.boot import (
     blocks,
     booted,
-    efi_mm,
     first_frame,
     publish,
     replicate,
@@ -28,7 +27,7 @@ from numarep.replication.kernel import (
     has_replicas,
 )
 from numarep.replication.patching import patch_boot
-from numarep.replication.process import fork, switch_to
+from numarep.replication.process import efi_mm, fork, switch_to
 from numarep.replication.view import on_node
 from numarep.units import PAGE_SHIFT, PAGES_PER_PMD, PMD, PMD_BYTES, PTE
 from tests.kernels import BASES, MODULE_VA, NODE_FRAMES, TEXT_VA, SmallKernel, policy

@@ -10,13 +10,13 @@ from numarep.linux.tables import GLOBAL, LARGE, PRESENT, WRITABLE, entry_index
 from numarep.memory.kinds import Kind
 from numarep.replication.adopt import Part, load_captured
 from numarep.replication.areas import free_area, new_area, replicate_area
-from numarep.replication.boot import efi_mm, replicate, reserve, start
+from numarep.replication.boot import replicate, reserve, start
 from numarep.replication.events import Replay
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import KERNEL_HALF, Kernel
 from numarep.replication.modules import ModuleSize, load, load_bpf, unload
 from numarep.replication.patching import patch_live
-from numarep.replication.process import fill_slot, fork, leave, switch_to
+from numarep.replication.process import efi_mm, fill_slot, fork, leave, switch_to
 from numarep.replication.protection import set_memory
 from numarep.replication.splice import Splice
 from numarep.replication.work import Sync, Work

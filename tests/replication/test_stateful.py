@@ -27,7 +27,6 @@ from numarep.linux.layout import MODULES_END_VPN, MODULES_VPN
 from numarep.linux.tables import entry_pfn
 from numarep.replication import areas
 from numarep.replication.areas import free_area, new_area, node_frame, page_of, replicate_area
-from numarep.replication.boot import efi_mm
 from numarep.replication.hotplug import hotplug, lacking
 from numarep.replication.invariants import violations
 from numarep.replication.kernel import (
@@ -43,6 +42,7 @@ from numarep.replication.modules import Module, ModuleSize, load, load_bpf, unlo
 from numarep.replication.patching import int3_phases, poke
 from numarep.replication.process import (
     clear_slot,
+    efi_mm,
     execute,
     fill_slot,
     fork,

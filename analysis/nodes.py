@@ -1,7 +1,8 @@
 """Question 6: gain, cost and traffic from 2 to 8 nodes.
 
-With more nodes a CPU is more often far from the kernel, and every process pays for more tables. The
-machines are presets, which differ in clock, LLC and distances beside their number of nodes.
+With more nodes a CPU is more often far from the kernel, and every process pays for more tables.
+Where one machine was run with several numbers of its nodes (`machine.populated`), the answer is of
+that; else of presets, which differ in clock, LLC and distances beside their number of nodes.
 
 >>> table = pl.DataFrame({"workload": "kill", "cache_state": "cold", "replication": "series",
 ...                       "nodes": [2, 8], "a": [25.0, 20.0]})
@@ -22,6 +23,7 @@ from analysis.section import Column, Evidence, Figure, Section, Table, percent
 from analysis.seed_table import with_published
 from analysis.style import MARGIN, TIP, Drawing, Glyph, Width, in_rows, key, light, stacked
 
+_POPULATED = "machine.populated"
 COMMAND = "python -m numarep.sweep study=node_scaling out={out}"
 _CELL = ("workload", "cache_state")
 _PLACE = ("machine", "nodes", *_CELL, "replication")
@@ -62,14 +64,18 @@ def traffic(cases: pl.LazyFrame, counts: pl.LazyFrame) -> pl.DataFrame:
 
 def _chosen(cases: pl.LazyFrame) -> pl.DataFrame:
     """Return the pairs of each machine's largest study, of cells with several numbers of nodes."""
-    kinds = ("machine", "replication")
-    studies = study_over(undisturbed(cases), ("replication.costs",), by=kinds)
-    together = studies.with_columns(nodes=pl.col("table_pages_per_node").list.len())
-    # Two machines of as many nodes are two questions: of each number, the one with most runs.
-    ranked = together.group_by("nodes", "machine").agg(pl.len().alias("runs"))
-    ranked = ranked.sort("nodes", "runs", "machine", descending=[False, True, False])
-    first = ranked.unique("nodes", keep="first")
-    one = together.join(first, on=["nodes", "machine"], how="semi", maintain_order="left")
+    sized = undisturbed(cases).with_columns(nodes=pl.col("table_pages_per_node").list.len())
+    kinds = ("machine", "nodes", *(name for name in (_POPULATED,) if name in sized.columns))
+    together = study_over(sized, ("replication.costs",), by=(*kinds, "replication"))
+    # Two machines of as many nodes are two questions: of each number, the one that was run with
+    # most numbers of nodes, then with most runs.
+    sizes = pl.col("nodes").n_unique().over("machine").alias("sizes")
+    ranked = together.with_columns(sizes).group_by(*kinds, "sizes").agg(runs=pl.len())
+    ranked = ranked.sort(-pl.col("sizes").cast(pl.Int64), -pl.col("runs").cast(pl.Int64), *kinds)
+    if ranked.height and ranked["sizes"][0] > 1:
+        ranked = ranked.filter(pl.col("machine") == pl.first("machine"))
+    first = ranked.unique("nodes", keep="first", maintain_order=True)
+    one = together.join(first, on=kinds, how="semi", nulls_equal=True, maintain_order="left")
     several = pl.col("nodes").n_unique().over(*_CELL, "replication") > 1
     found = one.filter(several)
     # Where a study waived costs, that is this question's; others only share its machines.
@@ -100,7 +106,7 @@ def section(evidence: Evidence) -> Section:
         answer=_answer(table, moved),
         figures=tuple(figures),
         tables=tuple(tables),
-        how=_HOW,
+        how=_how(table),
         missing="" if table["cost"].is_not_null().any() else "no run with its costs waived",
         commands=() if table["cost"].is_not_null().any() else (COMMAND,),
     )
@@ -134,9 +140,15 @@ _HOW = (
     "with costs charged. Traffic: every line that comes from beyond L2, 64 bytes each, page walks "
     "among them, over instructions and over the run's own time; write-backs and the messages of "
     "coherence are not counted. One CPU runs at a time: n CPUs ask n times as much, until a link "
-    "or a memory controller is full, which the model doesn't know. The presets differ in clock, "
-    "LLC and distance, too."
+    "or a memory controller is full, which the model doesn't know. "
 )
+
+
+def _how(table: pl.DataFrame) -> str:
+    machines = sorted(set(table["machine"]))
+    if len(machines) > 1:
+        return f"{_HOW}The machines differ in clock, LLC and distances, too."
+    return f"{_HOW}All are {machines[0]} with its first nodes only, so the number alone differs."
 
 
 def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:

@@ -1,6 +1,7 @@
 """Machines that can't be are refused, with the path of what is wrong: presets, broken anywhere."""
 
 import copy
+import dataclasses
 import random
 import re
 from collections.abc import Callable
@@ -192,3 +193,28 @@ def test_what_can_not_be_is_refused_by_its_path(
     with pytest.raises(SpecError) as refused:
         parse(MachineSpec, machine, "machine")
     assert re.match(rf"machine\.{message}", str(refused.value)), refused.value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_machine_with_fewer_nodes_populated_is_that_machine_cut(name: str) -> None:
+    whole = machine_preset(name)
+    for nodes in range(1, whole.nodes + 1):
+        mapping = as_mapping(whole) | {"populated": nodes}
+        few = parse(MachineSpec, mapping)
+        assert few.nodes == len(few.socket_of_node) == nodes
+        assert few.socket_of_node == whole.socket_of_node[:nodes]
+        for table in TABLES:
+            cut, told = getattr(few.latency, table), getattr(whole.latency, table)
+            assert cut == (told and tuple(row[:nodes] for row in told[:nodes]))
+        assert parse(MachineSpec, as_mapping(few)) == few
+        same = dataclasses.replace(
+            few, latency=whole.latency, sockets=whole.sockets, populated=None
+        )
+        assert same == whole
+
+
+@pytest.mark.parametrize("nodes", [0, 3, -1])
+def test_nodes_that_a_machine_has_not_are_not_populated(nodes: int) -> None:
+    mapping = as_mapping(machine_preset("e5_2690_v3")) | {"populated": nodes}
+    with pytest.raises(SpecError, match=r"^populated: expected null or 1 to 2 nodes of e5_2690_v3"):
+        parse(MachineSpec, mapping)

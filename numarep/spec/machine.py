@@ -6,7 +6,7 @@
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 from numarep.spec.base import Spec, require, require_positive
 from numarep.units import LINE_BYTES
@@ -182,6 +182,7 @@ class LoadedSpec(Spec):
         )
 
 
+Matrix = tuple[tuple[float, ...], ...]  # by node and node
 _FORWARDS = ("remote_llc_ns", "remote_dirty_ns", "remote_dirty_away_ns")
 
 
@@ -276,9 +277,11 @@ class MachineSpec(Spec):
     socket and an LLC a socket, where each address has one slice in all of the socket's.
     `memoryless` lists nodes of CPUs without memory, which use the memory of the nearest node: by
     `slit[c][m]`, the firmware's distances, or unless given by the latencies `dram_ns`.
+    `populated` takes the machine's first nodes only: whatever is told by node is cut to those.
     """
 
     name: str
+    populated: int | None = None
     sockets: tuple[int, ...] | None = None
     memoryless: tuple[int, ...] = ()
     slit: tuple[tuple[int, ...], ...] | None = None
@@ -295,6 +298,15 @@ class MachineSpec(Spec):
 
     def __post_init__(self) -> None:
         """Refuse sockets and distances that don't fit the nodes, and a hierarchy out of order."""
+        self._require_nodes()
+        self._require_distances()
+        self._require_order()
+        if self.populated is not None:
+            self._populate(self.populated)
+            self._require_nodes()
+
+    def _require_nodes(self) -> None:
+        """Refuse sockets and nodes without memory that don't fit the nodes."""
         sockets = self.socket_of_node
         require(
             len(sockets) == self.nodes,
@@ -309,8 +321,26 @@ class MachineSpec(Spec):
             f"memoryless: expected some of the nodes 0 to {self.nodes - 1}, not all, got "
             f"{list(self.memoryless)}",
         )
-        self._require_distances()
-        self._require_order()
+
+    def _populate(self, nodes: int) -> None:
+        """Cut everything told by node to the first ones."""
+        require(
+            0 < nodes <= self.nodes,
+            f"populated: expected null or 1 to {self.nodes} nodes of {self.name}, got {nodes}",
+        )
+
+        def cut(matrix: Matrix) -> Matrix:
+            return tuple(row[:nodes] for row in matrix[:nodes])
+
+        told = ("dram_ns", *(name for name in _FORWARDS if getattr(self.latency, name) is not None))
+        few: dict[str, Any] = {name: cut(getattr(self.latency, name)) for name in told}
+        object.__setattr__(self, "latency", dataclasses.replace(self.latency, **few))
+        if self.sockets is not None:
+            object.__setattr__(self, "sockets", self.sockets[:nodes])
+        if self.slit is not None:
+            object.__setattr__(self, "slit", tuple(row[:nodes] for row in self.slit[:nodes]))
+        first = tuple(node for node in self.memoryless if node < nodes)
+        object.__setattr__(self, "memoryless", first)
 
     def _require_distances(self) -> None:
         """Refuse firmware's distances that are none."""

@@ -40,6 +40,7 @@ POINT: dict[str, Any] = {
     "rate": None,
     "iterations": 4,
     "by_function": None,
+    "populated": None,
 }
 # Lines of text that a cold window fetches.
 LINES = {"kill": 100, "fork_1": 200, "mount_proc": 50, "overlayfs": 20}
@@ -134,6 +135,7 @@ def _spec(point: dict[str, Any]) -> dict[str, Any]:
         **({} if detail is None else {"by_function": detail}),
         "machine": {
             "name": point["machine"],
+            **({"populated": point["populated"]} if point["populated"] else {}),
             "core": {"ghz": 1.0, "base_ipc": point["base_ipc"]},
             "latency": latency
             | {"cr3_write_cycles": 100.0, "invlpg_cycles": 100.0, "ipi_cycles": 5000.0},

@@ -325,6 +325,37 @@ def test_of_two_machines_of_as_many_nodes_the_one_with_most_runs_counts(tmp_path
     assert not table.select("nodes", "workload", "cache_state", "replication").is_duplicated().any()
 
 
+def test_one_machine_with_several_numbers_of_nodes_goes_before_several_machines(
+    tmp_path: Path,
+) -> None:
+    def matrix(size: int) -> list[list[float]]:
+        return [[100.0 if i == j else 300.0 for j in range(size)] for i in range(size)]
+
+    own: list[dict[str, Any]] = []
+    for size in (2, 3, 5):
+        own += made.grid(
+            workload=["kill"],
+            cache_state=["cold"],
+            replication=["none", "series"],
+            costs=["charged", "waived"],
+            machine=["grown"],
+            populated=[size],
+            nodes=[size],
+            dram=[matrix(size)],
+        )
+    path = made.write(tmp_path / "grown", [*made.everything(), *own])
+    table = nodes.nodes(open_sources([path]).evidence.cases)
+    assert table.select("machine", "nodes").unique(maintain_order=True).rows() == [
+        ("grown", 2),
+        ("grown", 3),
+        ("grown", 5),
+    ]
+    found = nodes.section(open_sources([path]).evidence)
+    assert "the number alone differs" in found.how
+    presets = made.write(tmp_path / "presets", made.everything())
+    assert "differ in clock" in nodes.section(open_sources([presets]).evidence).how
+
+
 def sensitivity_cases(parameters: list[Parameter]) -> pl.LazyFrame:
     """Pairs at every point of the design, whose gain is 10 x the one factor + 2 x the other."""
     rows = []

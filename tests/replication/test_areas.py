@@ -11,6 +11,7 @@ from numarep.replication.areas import (
     free_area,
     new_area,
     node_frame,
+    own_pte_pages,
     page_of,
     ptes_of,
     replicate_area,
@@ -23,7 +24,7 @@ from numarep.replication.modules import ModuleSize, load, load_bpf, unload
 from numarep.replication.patching import poke
 from numarep.replication.process import clear_slot, fill_slot, fork, go_lazy, switch_to
 from numarep.replication.protection import set_memory
-from numarep.replication.work import Sync
+from numarep.replication.work import Sync, Work
 from numarep.units import PAGE_SHIFT, PMD, PMD_BYTES, PTE
 from numarep.workload.trace import Flag
 from tests.kernels import MODULE_VA, SERIES, SmallKernel
@@ -66,6 +67,20 @@ def test_r25_not_present_everywhere_and_present_again() -> None:
         set_memory(kernel, area.start, 1, "ro")
     set_memory(kernel, area.start, 1, "p")
     assert frames(kernel, area.start) == before
+
+
+def test_r25_r28_pages_hidden_when_they_were_freed_do_not_come_back() -> None:
+    kernel = SmallKernel(nodes=2).booted()
+    first, _ = new_area(kernel, kernel.cpus[0], pages=1)
+    set_memory(kernel, first.start, 1, "np")
+    free_area(kernel, first)
+    second, _ = new_area(kernel, kernel.cpus[0], pages=1)
+    third, _ = new_area(kernel, kernel.cpus[0], pages=1)
+    assert second.start == first.start
+    set_memory(kernel, second.start, 1, "p")
+    assert frames(kernel, second.start) == {second.frames[0]}
+    assert frames(kernel, third.start) == {third.frames[0]}
+    assert violations(kernel) == []
 
 
 def test_r25_a_replica_with_other_permissions_is_a_violation() -> None:
@@ -206,9 +221,28 @@ def test_r28_free_walks_all_tables_and_frees_all_pages() -> None:
     free_area(kernel, area)
     assert ours.isdisjoint(kernel.frames.in_use)
     assert flags(kernel, area.start) == {None}
+    for lookup in (lambda: page_of(kernel, area.start), lambda: node_frame(kernel, 1, area.start)):
+        with pytest.raises(ReplicationError, match="is not mapped"):
+            lookup()
     with pytest.raises(ReplicationError, match="freed"):
         free_area(kernel, area)
     assert violations(kernel) == []
+
+
+@pytest.mark.parametrize("fail_at", range(2))
+def test_r29_pte_pages_are_made_for_all_nodes_or_none(fail_at: int) -> None:
+    small = SmallKernel(nodes=3)
+    injected = failing(small)
+    kernel = small.booted()
+    area, _ = new_area(kernel, kernel.cpus[0], pages=1)
+    table = dict(kernel.path(kernel.root, area.start, PTE))[PTE]
+    for own in kernel.own.values():  # as if loaded before there were replicas
+        kernel.free_table(own.pop(table), "area_ptes")
+    before = state(kernel)
+    injected.fail_at = fail_at
+    with pytest.raises(FrameError):
+        own_pte_pages(kernel, kernel.cpus[0], area.start, Work())
+    assert state(kernel) == before
 
 
 @pytest.mark.parametrize(("ptes", "wanted"), [("loader", {1}), ("target", {1, 2})])

@@ -362,3 +362,16 @@ def test_r17_mitosis_frees_all_copies_of_a_table_that_lies_on_another_node_than_
         clear_slot(kernel, mm, 3)
         assert kernel.frames.taken == taken
     assert violations(kernel) == []
+
+
+def test_r16_lazy_shrink_keeps_what_a_cpu_of_the_node_runs_on_and_the_first_pgd() -> None:
+    kernel = SmallKernel(nodes=2).booted(pgds="lazy_shrink", cpu_nodes=[0, 1, 1])
+    mm, _ = fork(kernel, kernel.cpus[0])
+    for cpu in kernel.cpus:
+        switch_to(kernel, cpu, mm)
+    held = []
+    for cpu in reversed(kernel.cpus):
+        switch_to(kernel, cpu, kernel.init_mm)
+        held.append(sorted(mm.pgd))
+    assert held == [[0, 1], [0], [0]]
+    assert violations(kernel) == []

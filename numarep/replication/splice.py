@@ -32,8 +32,37 @@ _SYNC_KIND = {
 _RECORD = np.dtype(
     [("kind", np.uint8), ("page", np.int32), ("line", np.uint8), ("count", np.int32)]
 )
+_FIELDS = _RECORD.names or ()
 _Record = tuple[int, int, int, int]
 _Row = tuple[int, ...]  # vpn, pfn, leaf, flags, table pages from PTE to the 5-level PGD
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A burst's records, made when they are written: those of a boot's copies are millions.
+
+    fetch : a record before every line, if any. runs : each with the translation of each of its
+    pages.
+    """
+
+    lines: int
+    fetch: _Record | None
+    runs: tuple[tuple[Run, NDArray[np.int32]], ...]
+
+    def __len__(self) -> int:
+        return self.lines * (len(self.runs) + (self.fetch is not None))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return one column of the records."""
+        beside, field_ = int(self.fetch is not None), _FIELDS.index(name)
+        made = np.empty((self.lines, beside + len(self.runs)), _RECORD[name])
+        if self.fetch is not None:
+            made[:, 0] = self.fetch[field_]
+        for column, (run, rows) in enumerate(self.runs, start=beside):
+            page, line = np.divmod(run.line + run.stride * np.arange(self.lines), LINES_PER_PAGE)
+            values = {"kind": run.kind, "page": rows[page], "line": line, "count": run.times}
+            made[:, column] = values[name]
+        return made.reshape(-1)
 
 
 @dataclass
@@ -44,7 +73,7 @@ class Splice:
     kernel: Kernel
     rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
     new_pages: list[_Row] = field(default_factory=list)
-    blocks: list[NDArray[np.void]] = field(default_factory=list)  # of records, as `Records` has
+    blocks: list[NDArray[np.void] | _Lines] = field(default_factory=list)  # of records
     after: list[int] = field(default_factory=list)  # the event of each block
     single: list[_Record] = field(default_factory=list)  # rows that are no block yet
 
@@ -78,17 +107,12 @@ class Splice:
             self.single += [(r.kind, self._row(root, r), r.line, r.times) for r in burst.runs]
             return
         self._end_block()
-        beside = int(fetch is not None)
-        block = np.empty((lines, beside + len(burst.runs)), _RECORD)
-        block[:, :beside] = fetch or (0, 0, 0, 0)
-        for column, run in enumerate(burst.runs, start=beside):
-            page, line = np.divmod(run.line + run.stride * np.arange(lines), LINES_PER_PAGE)
-            pages = range(int(page[-1]) + 1)
+        runs = []
+        for run in burst.runs:
+            pages = range((run.line + run.stride * (lines - 1)) // LINES_PER_PAGE + 1)
             rows = [self._row(root, run._replace(vpn=run.vpn + p, pfn=run.pfn + p)) for p in pages]
-            records = block[:, column]
-            records["kind"], records["count"] = run.kind, run.times
-            records["page"], records["line"] = np.array(rows)[page], line
-        self.blocks.append(block.reshape(-1))
+            runs.append((run, np.array(rows, np.int32)))
+        self.blocks.append(_Lines(lines, fetch, tuple(runs)))
 
     def _add_event(self, event: Event, cpu: Cpu, root: int) -> None:
         if event.cpu != cpu.number:
@@ -138,10 +162,7 @@ class Splice:
         order = np.argsort(self.after, kind="stable").tolist()
         events, blocks = [self.after[at] for at in order], [self.blocks[at] for at in order]
         old = self.trace.records
-        columns = (
-            _merged(getattr(old, name), events, [block[name] for block in blocks])
-            for name in _RECORD.names or ()
-        )
+        columns = (_merged(getattr(old, name), name, events, blocks) for name in _FIELDS)
         added = np.cumsum([0, *map(len, blocks)])
         passed = np.searchsorted(events, self.trace.event_record, side="left")
         return dataclasses.replace(
@@ -164,11 +185,18 @@ class Splice:
 
 
 def _merged(
-    old: NDArray[Any], events: Sequence[int], blocks: Sequence[NDArray[Any]]
+    old: NDArray[Any],
+    name: str,
+    events: Sequence[int],
+    blocks: Sequence[NDArray[np.void] | _Lines],
 ) -> NDArray[Any]:
-    """Return a column with a block inserted after each of these rising events."""
-    pieces, done = [], 0
+    """Return a column of records with a block's inserted after each of these rising events."""
+    merged = np.empty(len(old) + sum(map(len, blocks)), old.dtype)
+    done = at = 0
     for event, block in zip(events, blocks, strict=True):
-        pieces += [old[done : event + 1], block]
-        done = event + 1
-    return np.concatenate([*pieces, old[done:]])
+        stop = at + event + 1 - done
+        merged[at:stop] = old[done : event + 1]
+        done, at = event + 1, stop + len(block)
+        merged[stop:at] = block[name]
+    merged[at:] = old[done:]
+    return merged

@@ -12,7 +12,9 @@ Rows with `tree_plru` are each replacement policy in every cache (LLC of 16 ways
 
 The first line is what compiling takes: CPU time of a first run with an empty cache and with a
 full one, imports set aside. The next says how a simulation grows: its state's bytes, time of twice
-the records over that of once, and of four times the pages mapped but not touched. The last are
+the records over that of once, and of four times the pages mapped but not touched. Then the memory
+of whole runs, each in a new process with a full cache: its peak above what importing takes, which
+is Python and libraries. The last are
 every machine of conf/ over two streams, `of_fastest` its speed as a share of the fastest's.
 """
 
@@ -35,7 +37,7 @@ from numpy.typing import NDArray
 from numarep.memory.counts import new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.system import Stream, Translations, new_system, prepare, run_prepared
-from numarep.spec import MachineSpec, parse
+from numarep.spec import MachineSpec, RunSpec, parse
 from numarep.sweep.grid import expand
 from numarep.units import LINE_BYTES, LINES_PER_PAGE, MAX_LEVELS, TABLE_ENTRIES
 from tests.memory.real import bundled
@@ -44,6 +46,13 @@ CONF = Path(__file__).parents[2] / "conf"
 POLICIES = ("lru", "tree_plru", "srrip")
 TEXT_PAGES, DATA_PAGES = 512, 16384
 ZIPF = 0.9
+# Whole runs whose memory is measured: one CPU's, two CPUs' at once, and eight nodes' copies.
+RUNS = (
+    ("workload=chase", "workload.footprint_bytes=4096"),
+    ("workload=fork_1024", "replication=series", "cpu_node=1"),
+    ("workload=fork_1024", "replication=series", "cpu_node=1", "others.nodes=[0]"),
+    ("workload=boot", "replication=series", "machine=xeon_8s"),
+)
 SHORTEST_S = 0.02  # of what is timed: shorter passes are run several times
 FUNCTIONS = 1000  # counted one by one; a bundled window runs some hundred
 
@@ -241,6 +250,31 @@ def compile_seconds() -> dict[str, float]:
         }
 
 
+def peak_bytes() -> int:
+    """Most memory this process has had; Linux's own count, as rusage starts with the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def simulate_and_tell(overrides: Sequence[str]) -> None:
+    """Simulate one run and print its peak above what importing took, in bytes."""
+    simulate = importlib.import_module("numarep.simulate").simulate
+    (point,) = expand(["study=single", *overrides]).points
+    spec = parse(RunSpec, point)
+    imported = peak_bytes()
+    simulate(spec)
+    print(peak_bytes() - imported)
+
+
+def memory() -> Iterator[dict[str, object]]:
+    """Yield the memory of whole runs; the first of two compiles what isn't."""
+    code = "import sys; from tests.benchmarks.core import *; simulate_and_tell(sys.argv[1:])"
+    for overrides in RUNS:
+        command = [sys.executable, "-c", code, *overrides]
+        taken = [int(subprocess.check_output(command)) for _ in range(2)][-1]
+        yield {"run": " ".join(overrides), "peak_above_imports_mb": round(taken / 1e6)}
+
+
 def with_policy(machine: MachineSpec, policy: str) -> MachineSpec:
     """The machine with one replacement policy in every cache; an inclusive LLC gets 16 ways."""
     sized = {"size_bytes": machine.llc.sets * 16 * LINE_BYTES, "ways": 16}
@@ -282,6 +316,8 @@ def main() -> None:
     ]
     print(json.dumps(compile_seconds()), flush=True)
     print(json.dumps(growth(machine, arguments.rounds, arguments.records // 4)), flush=True)
+    for taken in memory():
+        print(json.dumps(taken), flush=True)
     for name, stream, translations, _ in streams:
         row = policy_row(machine, name, stream, translations, arguments.rounds)
         print(json.dumps(row), flush=True)

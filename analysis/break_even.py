@@ -184,7 +184,9 @@ _PRESETS_CAPTION = (
 _HOW = (
     f"{_RHO} is remote over local idle DRAM latency, local 100 ns unless the study says otherwise. "
     "Old and new time are linear in it, so the zero line is exact. The footprint is what the "
-    "workload reads from DRAM of a cold machine, 64 bytes a line."
+    "workload reads from DRAM of a cold machine, 64 bytes a line. It is the workload's own, so "
+    "there are as many footprints as workloads: no window can be made to fetch more of the kernel "
+    "than it did, and repeated it fetches the same lines."
 )
 
 

@@ -250,7 +250,7 @@ _HOW = (
     "the original was just written. Simulators: pycachesim counts misses of L1D and L2 (it has no "
     "page walks and no inclusive LLC; equal: but for the reads of one walk); the twin is this "
     "project's own, plain Python that shares no code with the core, and counts everything: the "
-    "tests compare with it on hundreds of random machines."
+    "tests compare with it on thousands of random machines."
 )
 
 

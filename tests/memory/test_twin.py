@@ -8,6 +8,7 @@ import os
 import random
 from collections import Counter
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -33,7 +34,8 @@ from tests.twin import Twin
 
 SEEDS = st.integers(0, 2**32)
 
-CASES = int(os.environ.get("NUMAREP_TWIN_CASES", "500"))
+# Compiled, the twin is all that takes time; as plain Python the core takes as long again and more.
+CASES = int(os.environ.get("NUMAREP_TWIN_CASES", "500" if numba.config.DISABLE_JIT else "2000"))
 
 
 @settings(max_examples=CASES, deadline=None)

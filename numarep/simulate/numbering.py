@@ -78,5 +78,5 @@ def renumbered(machine: MachineSpec, labels: list[int]) -> MachineSpec:
     memoryless = tuple(labels.index(node) for node in machine.memoryless)
     home = [labels.index(home_of(machine)[node]) for node in labels]
     nodes = range(machine.nodes)
-    slit = tuple(tuple(10 if home[i] == j else 20 for j in nodes) for i in nodes)
+    slit = tuple(tuple(10 if i == j else 20 if home[i] == j else 30 for j in nodes) for i in nodes)
     return dataclasses.replace(machine, sockets=sockets, memoryless=memoryless, slit=slit)

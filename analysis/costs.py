@@ -72,7 +72,8 @@ def section(evidence: Evidence) -> Section:
     limits = used_up(evidence.cases)
     named = table.with_columns(what=short())
     figures = [Figure("costs", _caption(table), lambda width: _draw(named, width))]
-    tables = [Table("costs", _TABLE_CAPTION, named, _COLUMNS, tuple(_COLUMNS)[:5])]
+    mailed = (*tuple(_COLUMNS)[:5], "machine")
+    tables = [Table("costs", _TABLE_CAPTION, named, _COLUMNS, mailed)]
     if limits.height:
         limited = limits.with_columns(what=short())
         caption = _limits_caption(limits)

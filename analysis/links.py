@@ -67,7 +67,7 @@ def traffic(chosen: pl.DataFrame, counts: pl.LazyFrame) -> pl.DataFrame:
     cells = cells.with_row_index("cell")
     return (
         table.join(cells, on=_PLACE)
-        .with_columns(first=pl.col("cell").min().over("machine", *_CELL))
+        .with_columns(first=pl.col("cell").min().over("machine", "nodes", *_CELL))
         .sort("first", "later", "replication", "rank", "whose")
         .select(shown)
     )

@@ -39,8 +39,7 @@ OPERATIONS = {
 }
 # Below this an operation costs nothing that a clock could show.
 FREE_NS = 0.05
-_OF = ("operation", "replication", "machine")
-_KIND = (*_OF, "nodes")
+_KIND = ("operation", "replication", "machine", "nodes")
 
 
 def costs(cases: pl.LazyFrame) -> pl.DataFrame:
@@ -70,7 +69,7 @@ def costs(cases: pl.LazyFrame) -> pl.DataFrame:
 
 def _by_rate(found: pl.DataFrame) -> pl.DataFrame:
     disturbed = found.filter(pl.col("operation").is_not_null())
-    per_run = study_over(disturbed, (RATE,), by=_OF, least=2).with_columns(
+    per_run = study_over(disturbed, (RATE,), by=_KIND, least=2).with_columns(
         done=pl.col(RATE) * pl.col("iterations"),
         extra_ns=pl.col("time_ns") - pl.col("old_time_ns"),
         extra=(pl.col("instructions") - pl.col("old_instructions")).cast(pl.Float64),
@@ -91,7 +90,7 @@ def _by_waiving(found: pl.DataFrame) -> pl.DataFrame:
     loops = found.filter(
         pl.col("workload") == FORK_LOOP, pl.col("cache_state") == "hot", pl.col("iterations") > 0
     ).with_columns(operation=pl.lit(FORK_LOOP))
-    studies = study_over(loops, ("replication.costs",), by=_OF, least=2)
+    studies = study_over(loops, ("replication.costs",), by=_KIND, least=2)
     charged = pl.col("replication.costs") == "charged"
 
     def more(name: str) -> pl.Expr:

@@ -325,17 +325,18 @@ def test_of_two_machines_of_as_many_nodes_the_one_with_most_runs_counts(tmp_path
     assert not table.select("nodes", "workload", "cache_state", "replication").is_duplicated().any()
 
 
-def test_one_machine_with_several_numbers_of_nodes_goes_before_several_machines(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def grown(tmp_path: Path) -> Evidence:
+    """All made results, and one machine with 2, 3 and 5 nodes."""
+
     def matrix(size: int) -> list[list[float]]:
         return [[100.0 if i == j else 300.0 for j in range(size)] for i in range(size)]
 
     own: list[dict[str, Any]] = []
     for size in (2, 3, 5):
         own += made.grid(
-            workload=["kill"],
-            cache_state=["cold"],
+            workload=["kill", "fork_1024"],
+            cache_state=["hot", "cold"],
             replication=["none", "series"],
             costs=["charged", "waived"],
             machine=["grown"],
@@ -344,16 +345,27 @@ def test_one_machine_with_several_numbers_of_nodes_goes_before_several_machines(
             dram=[matrix(size)],
         )
     path = made.write(tmp_path / "grown", [*made.everything(), *own])
-    table = nodes.nodes(open_sources([path]).evidence.cases)
+    return open_sources([path]).evidence
+
+
+def test_one_machine_with_several_numbers_of_nodes_goes_before_several_machines(
+    grown: Evidence, evidence: Evidence
+) -> None:
+    table = nodes.nodes(grown.cases)
     assert table.select("machine", "nodes").unique(maintain_order=True).rows() == [
         ("grown", 2),
         ("grown", 3),
         ("grown", 5),
     ]
-    found = nodes.section(open_sources([path]).evidence)
-    assert "the number alone differs" in found.how
-    presets = made.write(tmp_path / "presets", made.everything())
-    assert "differ in clock" in nodes.section(open_sources([presets]).evidence).how
+    assert "the number alone differs" in nodes.section(grown).how
+    assert "differ in clock" in nodes.section(evidence).how
+
+
+def test_every_number_of_nodes_has_its_costs_and_its_traffic(grown: Evidence) -> None:
+    forks = operations.costs(grown.cases).filter(operation="fork_1024", machine="grown")
+    assert forks["nodes"].to_list() == [2, 3, 5]
+    moved = nodes.traffic(grown.cases, grown.counts)
+    assert moved["nodes"].is_sorted()
 
 
 def sensitivity_cases(parameters: list[Parameter]) -> pl.LazyFrame:

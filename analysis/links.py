@@ -137,7 +137,7 @@ def answer(moved: pl.DataFrame) -> str:
         return ""
     most = home.group_by(*_PLACE).agg(pl.sum("gb_per_s")).sort("gb_per_s", *_PLACE)
     cell = most.row(-1, named=True)
-    same = {name: cell[name] for name in ("machine", *_CELL)}
+    same = {name: cell[name] for name in _PLACE if name != "replication"}
     after = moved.filter(replication=POLICY, whose="the kernel's", **same)["gb_per_s"].sum()
     return (
         f" A CPU of another node asks up to {cell['gb_per_s']:.2f} GB/s of the kernel's node "

@@ -164,13 +164,13 @@ def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:
     worst = ends.sort(pl.col("last") - pl.col("first"), *_CELL).row(0, named=True)
     text = (
         f"From {best['low']} to {best['high']} nodes the gain on {best['workload']} "
-        f"({best['cache_state']}) goes from {percent(best['first'])} to {percent(best['last'])}"
+        f"({best['cache_state']}) {_change(best)}"
     )
     if worst["last"] >= worst["first"]:
         return f"{text}.{links.answer(moved)}"
     text += (
-        f"; every node costs a fork more, so {worst['workload']} ({worst['cache_state']}) goes "
-        f"from {percent(worst['first'])} to {percent(worst['last'])}"
+        f"; every node costs a fork more, so {worst['workload']} ({worst['cache_state']}) "
+        f"{_change(worst)}"
     )
     lazy = table.filter(
         replication="lazy", workload=worst["workload"], cache_state=worst["cache_state"]
@@ -179,6 +179,12 @@ def _answer(table: pl.DataFrame, moved: pl.DataFrame) -> str:
         last = lazy.sort("nodes")["a"][-1]
         text += f", with page-table roots made only where a process runs {percent(last)}"
     return f"{text}.{links.answer(moved)}"
+
+
+def _change(ends: dict[str, Any]) -> str:
+    """Say how a gain changes from the fewest nodes to the most."""
+    first, last = percent(ends["first"]), percent(ends["last"])
+    return f"stays at {last}" if first == last else f"goes from {first} to {last}"
 
 
 def _caption(table: pl.DataFrame) -> str:

@@ -19,6 +19,7 @@ from analysis import (
     cases,
     costs,
     functions,
+    links,
     load,
     load_counts,
     memory,
@@ -366,6 +367,18 @@ def test_every_number_of_nodes_has_its_costs_and_its_traffic(grown: Evidence) ->
     assert forks["nodes"].to_list() == [2, 3, 5]
     moved = nodes.traffic(grown.cases, grown.counts)
     assert moved["nodes"].is_sorted()
+
+
+def test_what_replicas_leave_of_the_traffic_is_told_for_the_same_number_of_nodes() -> None:
+    asked = [("baseline", 2, 0.4), ("series", 2, 0.1), ("baseline", 4, 0.5), ("series", 4, 0.2)]
+    moved = pl.DataFrame(asked, ["replication", "nodes", "gb_per_s"], orient="row").with_columns(
+        machine=pl.lit("grown"),
+        workload=pl.lit("kill"),
+        cache_state=pl.lit("cold"),
+        whose=pl.lit("the kernel's"),
+    )
+    told = "asks up to 0.50 GB/s of the kernel's node (kill, cold, 4 nodes), with replicas 0.20."
+    assert links.answer(moved).endswith(told)
 
 
 def sensitivity_cases(parameters: list[Parameter]) -> pl.LazyFrame:

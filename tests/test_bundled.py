@@ -13,7 +13,7 @@ from numarep.memory.counts import Access
 from numarep.memory.kinds import Kind
 from numarep.price import price
 from numarep.simulate import simulate
-from numarep.spec import MachineSpec, RunSpec, WorkloadSpec, parse
+from numarep.spec import RunSpec, WorkloadSpec, parse
 from numarep.units import PAGES_PER_PMD, PMD
 from numarep.workload.dataset import BUNDLED, Dataset, capture_name, open_dataset
 from tests.alone import ALONE
@@ -144,6 +144,18 @@ def run_of(window: str, **changes: object) -> RunSpec:
     return parse(RunSpec, run | changes)
 
 
+def at_equal_latencies(run: RunSpec) -> RunSpec:
+    near = run.machine.latency.dram_ns[1][1]
+    latency = dataclasses.replace(
+        run.machine.latency,
+        dram_ns=((near, near), (near, near)),
+        remote_llc_ns=((near, near), (near, near)),
+        remote_dirty_ns=None,
+        remote_dirty_away_ns=None,
+    )
+    return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
+
+
 @pytest.mark.parametrize("kernel", ["debian_6_1_pti", "debian_6_1_nopti"])
 @pytest.mark.parametrize("window", ["kill", "open_close"])
 def test_null_a_cpu_on_the_master_node_gains_nothing(window: str, kernel: str) -> None:
@@ -154,18 +166,9 @@ def test_null_a_cpu_on_the_master_node_gains_nothing(window: str, kernel: str) -
 @pytest.mark.parametrize("window", ["kill", "open_close", "mmap_munmap", "mount_proc"])
 @pytest.mark.parametrize("state", ["hot", "cold"])
 def test_null_equal_latencies_give_no_gain(window: str, state: str) -> None:
-    run = run_of(window, cache_state=state)
-    near = run.machine.latency.dram_ns[1][1]
-    latency = dataclasses.replace(
-        run.machine.latency,
-        dram_ns=((near, near), (near, near)),
-        remote_llc_ns=((near, near), (near, near)),
-        remote_dirty_ns=None,
-        remote_dirty_away_ns=None,
-    )
-    machine: MachineSpec = dataclasses.replace(run.machine, latency=latency)
+    run = at_equal_latencies(run_of(window, cache_state=state))
     before, after = (
-        price(simulate(spec).counts, machine, 1) for spec in (run, series(run, costs="waived"))
+        price(simulate(spec).counts, run.machine, 1) for spec in (run, series(run, costs="waived"))
     )
     assert before == after
 

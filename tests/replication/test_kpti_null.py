@@ -20,7 +20,7 @@ from numarep.spec import RunSpec
 from numarep.units import PAGE_SHIFT, PAGES_PER_PMD
 from numarep.workload.dataset import open_dataset
 from numarep.workload.trace import Pages
-from tests.test_bundled import NAME, run_of
+from tests.test_bundled import NAME, at_equal_latencies, run_of
 from tests.test_simulate import conf, series
 
 USER_PAGE = 1  # of a root's pair of pages
@@ -59,16 +59,8 @@ def held_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def equal_latencies(window: str, state: str) -> RunSpec:
-    run = run_of(window, kernel=conf("kernel/debian_6_1_pti.yaml"), cache_state=state)
-    near = run.machine.latency.dram_ns[1][1]
-    latency = dataclasses.replace(
-        run.machine.latency,
-        dram_ns=((near, near), (near, near)),
-        remote_llc_ns=((near, near), (near, near)),
-        remote_dirty_ns=None,
-        remote_dirty_away_ns=None,
-    )
-    return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
+    kernel = conf("kernel/debian_6_1_pti.yaml")
+    return at_equal_latencies(run_of(window, kernel=kernel, cache_state=state))
 
 
 @pytest.mark.parametrize("window", ["kill", "open_close", "mmap_munmap", "mount_proc", "fork_1"])

@@ -51,3 +51,13 @@ def test_policies_are_numbers_to_one_version_of_compiled_code():
     types = {view_type(with_policy(machine, policy)) for policy in ("tree_plru", "srrip")}
     assert len(types) == 1
     assert view_type(with_policy(machine, "lru")) not in types
+
+
+def test_what_compiles_is_not_loaded_to_run_what_is_compiled():
+    code = (
+        "import sys, numpy as np; from numarep.streams import count_stream, toy_machine;"
+        "count_stream(toy_machine(), np.ones(1, np.uint8), np.zeros(1, np.int64));"
+        "print('numba.np.arrayobj' in sys.modules)"
+    )
+    loaded = [subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)]
+    assert loaded[1].strip() == b"False"  # the first may have compiled

@@ -26,14 +26,13 @@ from numarep.workload.trace import (
     EVENTS,
     FORMAT_VERSION,
     PAGES,
-    RECORDS,
     Trace,
     TraceError,
     check,
     pages_from,
     pages_table,
+    read_records,
     read_table,
-    records_from,
     records_table,
     write_table,
 )
@@ -163,15 +162,16 @@ class Dataset:
             raise TraceError(
                 f"{self.path / capture}: no trace {workload!r}{nearest(workload, known)}"
             )
-        tables = {
-            name: read_table(self._checked(f"{capture}/{workload}.{name}.parquet"), schema, name)
-            for name, schema in (("records", RECORDS), ("pages", PAGES), ("events", EVENTS))
-        }
+        records, pages, events = (
+            self._checked(f"{capture}/{workload}.{name}.parquet")
+            for name in ("records", "pages", "events")
+        )
+        marks = read_table(events, EVENTS, "events")
         trace = Trace(
-            records_from(tables["records"]),
-            pages_from(tables["pages"]),
-            tables["events"].column("record").to_numpy(),
-            tuple(tables["events"].column("name").to_pylist()),
+            read_records(records),
+            pages_from(read_table(pages, PAGES, "pages")),
+            marks.column("record").to_numpy(),
+            tuple(marks.column("name").to_pylist()),
         )
         check(trace, str(self.path / capture / workload))
         return trace

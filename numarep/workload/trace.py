@@ -15,6 +15,8 @@ leaves out the order of references inside one line's run, and the values of data
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -123,9 +125,9 @@ class Trace:
 def select(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
     """Return a trace with only some records; a mark on one left out moves to the next kept."""
     records = Records(*(getattr(trace.records, name)[keep] for name in RECORDS.names))
-    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    left_out_before = np.searchsorted(np.flatnonzero(~keep), trace.event_record)
     return dataclasses.replace(
-        trace, records=records, event_record=kept_before[trace.event_record].astype(np.int64)
+        trace, records=records, event_record=trace.event_record - left_out_before
     )
 
 
@@ -156,6 +158,38 @@ def write_table(path: Path, table: pa.Table, name: str) -> None:
     )
 
 
+@contextmanager
+def _opened(path: Path, schema: pa.Schema, name: str) -> Iterator[pq.ParquetFile]:
+    """Open one table to read it, refusing another format version, table or schema.
+
+    It is read by one thread: for tables this small, starting more takes longer.
+    """
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            found = file.schema_arrow
+            metadata = found.metadata or file.metadata.metadata or {}
+            version = metadata.get(_VERSION_KEY, b"none").decode()
+            if version != str(FORMAT_VERSION):
+                raise TraceError(
+                    f"{path}: trace format version {version}, expected {FORMAT_VERSION}"
+                )
+            if metadata.get(_TABLE_KEY) != name.encode():
+                raise TraceError(f"{path}: expected the table {name!r}")
+            if [(f.name, f.type) for f in found] != [(f.name, f.type) for f in schema]:
+                raise TraceError(f"{path}: columns are {found.names}, expected {schema.names}")
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise TraceError(f"{path}: not a readable trace table ({reason})") from None
+    finally:
+        pa.default_memory_pool().release_unused()  # else Arrow keeps more than a table takes
+
+
+def _refuse_missing(path: Path, column: pa.Array | pa.ChunkedArray) -> None:
+    if column.null_count:
+        raise TraceError(f"{path}: has missing values, expected none")
+
+
 def read_table(path: Path, schema: pa.Schema, name: str) -> pa.Table:
     """Read one table, refusing another format version, table or schema.
 
@@ -164,23 +198,37 @@ def read_table(path: Path, schema: pa.Schema, name: str) -> pa.Table:
     TraceError
         If the file is missing, truncated, no Parquet, of another version or of another shape.
     """
-    try:
-        file = pq.ParquetFile(path)
-        metadata = file.schema_arrow.metadata or file.metadata.metadata or {}
-        version = metadata.get(_VERSION_KEY, b"none").decode()
-        if version != str(FORMAT_VERSION):
-            raise TraceError(f"{path}: trace format version {version}, expected {FORMAT_VERSION}")
-        if metadata.get(_TABLE_KEY) != name.encode():
-            raise TraceError(f"{path}: expected the table {name!r}")
-        table = file.read()
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise TraceError(f"{path}: not a readable trace table ({reason})") from None
-    if [(f.name, f.type) for f in table.schema] != [(f.name, f.type) for f in schema]:
-        raise TraceError(f"{path}: columns are {table.schema.names}, expected {schema.names}")
-    if any(column.null_count for column in table.columns):
-        raise TraceError(f"{path}: has missing values, expected none")
+    with _opened(path, schema, name) as file:
+        table = file.read(use_threads=False)
+    for column in table.columns:
+        _refuse_missing(path, column)
     return table
+
+
+def read_records(path: Path) -> Records:
+    """Read a table of records as arrays, a column after the other: there are millions.
+
+    Raises
+    ------
+    TraceError
+        As `read_table` does.
+    """
+    with _opened(path, RECORDS, "records") as file:
+        return Records(*(_read_column(path, file, field) for field in RECORDS))
+
+
+def _read_column(path: Path, file: pq.ParquetFile, field: pa.Field) -> NDArray[Any]:
+    """Read one column of numbers, a piece at a time."""
+    column = np.empty(file.metadata.num_rows, field.type.to_pandas_dtype())
+    done = 0
+    for batch in file.iter_batches(columns=[field.name], use_threads=False):
+        _refuse_missing(path, batch.column(0))
+        column[done : done + len(batch)] = batch.column(0)
+        done += len(batch)
+    if done != len(column):
+        raise TraceError(f"{path}: {field.name}: {done} rows, expected {len(column)}")
+    pa.default_memory_pool().release_unused()
+    return column
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -196,11 +244,6 @@ def pages_table(pages: Pages) -> pa.Table:
     """Return translations as a table of schema `PAGES`."""
     levels = [pages.table[:, level] for level in range(MAX_LEVELS)]
     return pa.table([pages.vpn, pages.pfn, pages.leaf, pages.flags, *levels], schema=PAGES)
-
-
-def records_from(table: pa.Table) -> Records:
-    """Return the arrays of a table of schema `RECORDS`."""
-    return Records(*(_column(table, name) for name in RECORDS.names))
 
 
 def pages_from(table: pa.Table) -> Pages:

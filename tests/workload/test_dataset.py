@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -101,6 +102,17 @@ def test_a_table_of_another_version_is_refused(folder: Path) -> None:
     pq.write_table(table, path)
     write_index(folder, "small")
     with pytest.raises(TraceError, match="trace format version 0, expected 1"):
+        opened(folder).trace("capture", "kill")
+
+
+@pytest.mark.parametrize("name", ["records", "pages"])
+def test_a_table_with_missing_values_is_refused(folder: Path, name: str) -> None:
+    path = folder / "capture" / f"kill.{name}.parquet"
+    table = pq.read_table(path)
+    nothing = pa.nulls(table.num_rows, table.schema[-1].type)
+    pq.write_table(table.set_column(len(table.schema) - 1, table.schema[-1], nothing), path)
+    write_index(folder, "small")
+    with pytest.raises(TraceError, match=rf"kill\.{name}\.parquet: has missing values"):
         opened(folder).trace("capture", "kill")
 
 

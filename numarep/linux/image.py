@@ -7,11 +7,13 @@ of what a boot patches.
 Section(start=4096, end=20480)
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from numarep.units import PAGE_BYTES, PAGE_SHIFT, PMD_BYTES
@@ -75,6 +77,15 @@ class Image:
         return self.text.round_up(PMD_BYTES), self.rodata.round_up(PMD_BYTES)
 
 
+def addresses_of(names: Iterable[str], symbols: pa.Table) -> list[tuple[str, int]]:
+    """List the symbols of some names, with their addresses, in the table's order.
+
+    Names are told apart as Arrow's: as Python's strings a kernel's take 10 MB.
+    """
+    found = symbols.filter(pc.is_in(symbols["name"], pa.array(names, pa.string())))
+    return list(zip(found["name"].to_pylist(), found["address"].to_pylist(), strict=True))
+
+
 def image_from_symbols(symbols: pa.Table) -> Image:
     """Find the image's sections in a symbol table (schema `dataset.SYMBOLS`).
 
@@ -84,15 +95,13 @@ def image_from_symbols(symbols: pa.Table) -> Image:
         If a bounding symbol is missing, or a section does not start on 2 MiB.
     """
     bounds = ("_text", "_end", "_stext", "_etext", "__start_rodata", "__end_rodata")
-    names = symbols.column("name").to_pylist()
-    tables = {f"{name}{end}" for name, _ in _PATCHED for end in ("", "_end")}
-    wanted = {name: row for row, name in enumerate(names) if name in bounds or name in tables}
-    missing = [name for name in bounds if name not in wanted]
+    tables = (f"{name}{end}" for name, _ in _PATCHED for end in ("", "_end"))
+    at = dict(addresses_of((*bounds, *tables), symbols))
+    missing = [name for name in bounds if name not in at]
     if missing:
         raise TraceError(
             f"symbols: {', '.join(missing)} missing; expected the kernel's section bounds"
         )
-    at = {name: symbols.column("address")[row].as_py() for name, row in wanted.items()}
     image = Image(
         Section(at["_text"], at["_end"]),
         Section(at["_stext"], at["_etext"]),

@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from numarep.linux.functions import Owners, owners_of
-from numarep.linux.image import Image, image_from_symbols
+from numarep.linux.image import Image, addresses_of, image_from_symbols
 from numarep.linux.layout import aligned
 from numarep.linux.relink import relink
 from numarep.linux.tables import PageTables, tables_from_snapshot
-from numarep.machine.topology import memory_ranges
+from numarep.machine.topology import Ranges, memory_ranges
 from numarep.memory.kinds import Kind
 from numarep.replication import boot
 from numarep.replication.boot import align_tables, kernel_root_of
 from numarep.replication.kernel import ReplicationError
 from numarep.replication.mitosis import user_tables_of
 from numarep.replication.module_clues import LOAD
-from numarep.replication.watch import unmarked
+from numarep.replication.watch import unmarked, watched
 from numarep.simulate.setting import Setting
 from numarep.spec import DisturbanceSpec, RunSpec, SpecError
 from numarep.units import PAGE_SHIFT
@@ -33,15 +33,19 @@ from numarep.workload.trace import Trace, select
 
 @dataclass(frozen=True)
 class _Captured:
-    """A window and its kernel, as the dataset holds them."""
+    """A window's kernel, as the dataset holds it."""
 
-    trace: Trace
+    workload: str
     meta: CaptureMeta
     image: Image
     symbols: pa.Table
-    names: frozenset[str]  # of the symbols
     snapshot: pa.Table
-    windows: list[str]  # of the capture, up to this one
+
+    @property
+    def windows(self) -> list[str]:
+        """The capture's windows up to this one."""
+        names = list(self.meta.workloads)
+        return names[: names.index(self.workload) + 1]
 
     @functools.cached_property
     def tables(self) -> PageTables:
@@ -54,11 +58,9 @@ class _Captured:
         return tables_from_snapshot(self.snapshot, self.meta.levels, self.windows, at_end=True)
 
     @functools.cached_property
-    def unmarked(self) -> tuple[str, ...]:
-        """The watched functions that the window may enter, and whose entries are not marked."""
-        symbols = (self.symbols.column(name).to_pylist() for name in ("name", "address"))
-        pairs = zip(*symbols, strict=True)
-        return tuple(unmarked(self.trace, pairs, self.meta.watched, self.meta.levels))
+    def watched(self) -> list[tuple[str, int]]:
+        """The watched functions that the kernel has, each with its address."""
+        return addresses_of(watched(self.meta.levels), self.symbols)
 
     @functools.cached_property
     def owners(self) -> Owners:
@@ -76,9 +78,9 @@ class Window:
     meta: CaptureMeta
     image: Image
     tables: PageTables
-    ranges: tuple[tuple[int, int], ...]
-    names: frozenset[str]  # of the kernel's symbols
-    unmarked: tuple[str, ...]  # watched functions it may enter that its capture did not mark
+    ranges: Ranges
+    names: frozenset[str]  # of the watched functions that the kernel has
+    unmarked: tuple[str, ...]  # those of them it may enter that its capture did not mark
     user_tables: frozenset[int]  # user page tables, at the window's begin or end, if copied
     at_end: PageTables | None  # as the window leaves them, where that is needed
     disturbance: DisturbanceSpec | None
@@ -109,17 +111,25 @@ def module_pages(meta: CaptureMeta) -> list[range]:
 
 
 @functools.lru_cache(maxsize=4)
-def _captured(dataset: str, pti: bool, cpu_node: int, seed: int, workload: str) -> _Captured:
-    """Read one window; kept, because neighbouring runs of a sweep share it."""
+def _captured(dataset: str, capture: str, workload: str) -> _Captured:
+    """Read one window's kernel; kept, because neighbouring runs of a sweep share it."""
     opened = open_dataset(dataset)
-    name = capture_name(pti=pti, cpu_node=cpu_node, seed=seed)
-    meta = opened.meta(name)
-    symbols = opened.symbols()
-    names = frozenset(symbols.column("name").to_pylist())
-    image = image_from_symbols(symbols)
-    trace, tables = opened.trace(name, workload), opened.tables(name)
-    windows = _windows_until(workload, meta)
-    return _Captured(trace, meta, image, symbols, names, tables, windows)
+    meta, symbols, snapshot = opened.meta(capture), opened.symbols(), opened.tables(capture)
+    return _Captured(workload, meta, image_from_symbols(symbols), symbols, snapshot)
+
+
+@functools.lru_cache(maxsize=2)
+def _traced(
+    dataset: str, capture: str, workload: str, ranges: Ranges
+) -> tuple[Trace, tuple[str, ...]]:
+    """Read one window of a kernel with such memory, and what it may enter unmarked (see `watch`).
+
+    Kept for the same reason, but of two CPUs only: it is most of what a run holds.
+    """
+    trace = _in_memory(open_dataset(dataset).trace(capture, workload), ranges)
+    captured = _captured(dataset, capture, workload)
+    meta = captured.meta
+    return trace, tuple(unmarked(trace, captured.watched, meta.watched, meta.levels))
 
 
 def windows_read(setting: Setting) -> tuple[Hashable, ...]:
@@ -132,19 +142,20 @@ def windows_read(setting: Setting) -> tuple[Hashable, ...]:
 def load_window(setting: Setting, cpu_node: int) -> Window:
     """Lay a node's captured window out as the run's kernel and machine have it."""
     kernel, workload, nodes = setting.kernel, setting.workload, setting.nodes
-    captured = _captured(kernel.dataset, kernel.pti, cpu_node, setting.seed, workload.trace)
+    capture = capture_name(pti=kernel.pti, cpu_node=cpu_node, seed=setting.seed)
+    captured = _captured(kernel.dataset, capture, workload.trace)
     meta, image = captured.meta, captured.image
     try:
         ranges = memory_ranges(_memory(meta, nodes), nodes, setting.memoryless)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
+    trace, entered = _traced(kernel.dataset, capture, workload.trace, ranges)
     tables, at_end = captured.tables.copy(), None
-    if setting.replication.user_tables or LOAD in captured.trace.event_name:
+    if setting.replication.user_tables or LOAD in trace.event_name:
         at_end = captured.tables_at_end
     user_tables = frozenset[int]()
     if setting.replication.user_tables and at_end:
         user_tables = user_tables_of(tables) | user_tables_of(at_end)
-    trace = _in_memory(captured.trace, ranges)
     if kernel.layout != "captured":
         align_tables(tables, image, kernel_root_of(tables, image))
         trace = dataclasses.replace(trace, pages=aligned(trace.pages, image))
@@ -160,27 +171,21 @@ def load_window(setting: Setting, cpu_node: int) -> Window:
         image,
         tables,
         ranges,
-        captured.names,
-        captured.unmarked,
+        frozenset(name for name, _ in captured.watched),
+        entered,
         user_tables,
         at_end,
         workload.disturbance,
     )
 
 
-def _memory(meta: CaptureMeta, nodes: int) -> tuple[tuple[int, int], ...]:
+def _memory(meta: CaptureMeta, nodes: int) -> Ranges:
     """Return the captured nodes' memory; a machine of one node has it all."""
     memory = tuple((part.start_pfn, part.end_pfn) for part in meta.memory)
     return memory if nodes > 1 else ((memory[0][0], memory[-1][1]),)
 
 
-def _windows_until(window: str, meta: CaptureMeta) -> list[str]:
-    """List the windows of a capture up to one."""
-    names = list(meta.workloads)
-    return names[: names.index(window) + 1]
-
-
-def _in_memory(trace: Trace, ranges: tuple[tuple[int, int], ...]) -> Trace:
+def _in_memory(trace: Trace, ranges: Ranges) -> Trace:
     """Leave out accesses to device memory: uncached, and the same with and without replicas."""
     is_memory = np.zeros(len(trace.pages.pfn), dtype=np.bool_)
     for start, end in ranges:

@@ -10,6 +10,7 @@ for it is the interrupt's price.
 """
 
 import dataclasses
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Splice:
     trace: Trace
     kernel: Kernel
     rows: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    new_pages: list[_Row] = field(default_factory=list)
+    new_pages: "array[int]" = field(default_factory=lambda: array("q"))  # rows, end to end
     blocks: list[NDArray[np.void] | _Lines] = field(default_factory=list)  # of records
     after: list[int] = field(default_factory=list)  # the event of each block
     single: list[_Record] = field(default_factory=list)  # rows that are no block yet
@@ -136,8 +137,8 @@ class Splice:
         return self.rows[key]
 
     def _new_row(self, key: tuple[int, int, int], row: _Row) -> None:
-        self.rows[key] = len(self.trace.pages.vpn) + len(self.new_pages)
-        self.new_pages.append(row)
+        self.rows[key] = len(self.trace.pages.vpn) + len(self.rows)
+        self.new_pages.extend(row)
 
     def _mapped(self, root: int, run: Run) -> _Row:
         """Translate a kernel address as the captured tables do, under the current root."""
@@ -174,7 +175,7 @@ class Splice:
 
     def _more_pages(self) -> Pages:
         old = self.trace.pages
-        new = np.array(self.new_pages, dtype=np.int64).reshape(-1, 4 + MAX_LEVELS)
+        new = np.array(self.new_pages, np.int64).reshape(-1, 4 + MAX_LEVELS)
         return Pages(
             np.concatenate([old.vpn, new[:, 0]]),
             np.concatenate([old.pfn, new[:, 1]]),

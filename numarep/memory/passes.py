@@ -52,14 +52,14 @@ def turn_stops(stream: Stream, quantum: int) -> NDArray[np.int64]:
     It is the record by which a further multiple of `quantum` instructions has been fetched, or the
     last.
     """
-    fetched = np.where(stream.kind == Kind.FETCH, stream.repeats, 0)
-    passed = np.cumsum(fetched, dtype=np.int64)
-    records = len(passed)
+    records = len(stream.kind)
     if not records:
         return np.zeros(0, np.int64)
-    ends = np.arange(quantum, passed[-1] + 1, quantum)
-    stops = np.unique(np.append(np.searchsorted(passed, ends) + 1, records))
-    return stops.astype(np.int64)
+    fetches = np.flatnonzero(stream.kind == Kind.FETCH)
+    passed = np.cumsum(stream.repeats[fetches], dtype=np.int64)
+    ends = np.arange(quantum, passed.max(initial=0) + 1, quantum)
+    stops = np.append(fetches[np.searchsorted(passed, ends)] + 1, records)
+    return np.unique(stops).astype(np.int64)
 
 
 def repeat(
@@ -118,6 +118,7 @@ def _repeat(
     for done in range(1, times + 1):
         is_alike = done > 2 and all(map(_alike, one, last))
         is_worth = done < times and (is_long or is_alike)
+        before = None  # one copy at a time
         before = _state(system) if is_worth else None
         one, last = last, one
         _pass(system, prepared, stops, one)

@@ -66,7 +66,8 @@ def _tile(system: System, lanes: Sequence[Lane], roles: Sequence[Role], quantum:
         lane._replace(stream=_first(lane.stream, role.passes[1]))
         for lane, role in zip(lanes, roles, strict=True)
     ]
-    for part, times in ((lanes, whole), (partial, 1 if rest else 0)):
+    parts = [(lanes, whole), (partial, 1)] if rest else [(lanes, whole)]
+    for part, times in parts:
         if len(part) == 1:
             repeat(system, *part[0][:3], times, part[0].counts)
         else:

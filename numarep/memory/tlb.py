@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart
 from numarep.memory.recency import ALL, EMPTY, matches, move, pitch_of
-from numarep.memory.vector import at, lowest
+from numarep.memory.vector import at, choose, lowest
 from numarep.memory.view import first_in, rows_in, table_of, ways_in
 from numarep.units import PTE, PUD, TABLE_SHIFT
 
@@ -104,7 +104,7 @@ def lookup_or_fill(words: NDArray[np.int64], first: int, ways: int, entry: int, 
     found = matches(words, first, ways, key | root, ALL) | matches(words, first, ways, key, ALL)
     way = lowest(found | 1 << (ways - 1))
     there = words[at(first + way)]
-    move(words, first, ways, way, there if found != 0 else entry)
+    move(words, first, ways, way, choose(found, there, entry))
     return bool(found != 0)
 
 

@@ -161,6 +161,19 @@ def _lowest(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return builder.cttz(args[0], ir.IntType(1)(0))
 
 
+def choose(bits: int, some: int, none: int) -> int:
+    """Return `some` if any bit is set, else `none`; without a branch, as it can't be foreseen."""
+    return some if bits != 0 else none
+
+
+@instruction(choose, types.int64)
+def _choose(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    chosen = builder.select(builder.icmp_signed("!=", args[0], _WORD(0)), args[1], args[2])
+    # Else LLVM makes it a branch around the load of what isn't chosen.
+    chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+    return chosen
+
+
 def at(index: int) -> int:
     """Promise that an index isn't negative, which spares compiled code the test for it."""
     return index

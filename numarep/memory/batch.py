@@ -31,8 +31,7 @@ LINE_BITS = LINES_PER_PAGE.bit_length() - 1
 NODE_BITS = 8
 # A word more than there are runs, for sums; not a whole page of the host apart from the next part.
 RUNS = BATCH + LANES
-ENTRIES = BATCH * MAX_LEVELS
-OPS = BATCH * (MAX_LEVELS + 1)
+OPS = BATCH * (MAX_LEVELS + 1) + LANES  # likewise
 
 
 class Stream(NamedTuple):
@@ -62,20 +61,18 @@ class Batch(IntEnum):
     PASSED = RUNS  # instructions of the runs before it; and one more, of all
     ACCESSES = 2 * RUNS  # likewise
     FUNCTION = 3 * RUNS  # of `Stream`
-    READS = 4 * RUNS  # table entries its walk reads; `tally` leaves 0
-    CHAIN = 5 * RUNS  # its own access among the operations, if any run walked
+    ACCESS = 4 * RUNS  # its own, see `operation`
+    READS = 5 * RUNS  # table entries its walk reads; `tally` leaves 0
+    OVERLAP = 6 * RUNS  # of those that `tally` visits
     # Runs that missed the first TLB, and that walk:
-    MISSED = 6 * RUNS
-    WALKS = 7 * RUNS
+    MISSED = 7 * RUNS
+    WALKS = 8 * RUNS
     # A bit for each run that did anything but hit L1 without a walk (see `mark`), and for each that
     # went beyond L2 with more than a store; `tally` leaves 0:
-    MARKED = 8 * RUNS
-    LONG = 8 * RUNS + BATCH // MARKS
-    # Of each table entry read by walks, those of a walk MAX_LEVELS apart from the next one's:
-    WALK_LINE = 9 * RUNS
-    WALK_LEVEL = 9 * RUNS + ENTRIES
+    MARKED = 9 * RUNS
+    LONG = 9 * RUNS + BATCH // MARKS
     # Of each operation (the reads of a run's walk, then the access itself):
-    OP = 9 * RUNS + 2 * ENTRIES  # see `operation`
+    OP = 10 * RUNS  # see `operation`
     LEVEL = OP + OPS  # of a walk's read
     SERVED_BY = OP + 2 * OPS  # see `served_by`
     CELLS = OP + 3 * OPS  # places in the counts by function

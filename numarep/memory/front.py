@@ -66,7 +66,7 @@ def take(
         key = batch[at(Batch.KEY + run)]
         kind, page = kind_of(key), page_of(key) << PAGE_BITS
         line = pages[at(page + Of.LINE)] + line_within(key)
-        batch[at(Batch.OP + run)] = operation(line, run, kind)
+        batch[at(Batch.ACCESS + run)] = operation(line, run, kind)
         batch[at(Batch.MISSED + missed)] = run
         missed += 0 if _is_near(view.words, pages, page, kind) else 1
         accesses = batch[at(Batch.ACCESSES + run + 1)] - batch[at(Batch.ACCESSES + run)]

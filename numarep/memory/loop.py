@@ -47,7 +47,7 @@ from numarep.memory.pages import PAGE_BITS, Of
 from numarep.memory.prefetch import expect_prefetches, prefetch_after
 from numarep.memory.tally import settle, tally
 from numarep.memory.tlb import clear_all, invalidate_page, switch_root
-from numarep.memory.translate import spread, translate
+from numarep.memory.translate import translate
 from numarep.memory.vector import at
 from numarep.memory.view import Ahead, View
 
@@ -174,11 +174,7 @@ def run_records(
     record = start
     while record < stop:
         record, size, missed = take(view, pages, batch, stream, record, stop, hits)
-        ops, walks = size, 0
-        if missed > 0:
-            walks = translate(view, tlbs, pages, batch, missed)
-            if walks > 0:
-                ops = spread(batch, size, walks)
+        walks, ops = translate(view, tlbs, pages, batch, size, missed)
         for first in range(0, ops, ahead):
             _access(view, batch, first, min(first + ahead, ops))
         left = tally(

@@ -39,6 +39,12 @@ def left_now(left: int, passed: int, since: int) -> int:
 
 
 @jit
+def region_of(pages: NDArray[np.int64], key: int) -> int:
+    """Return the region of a run's page."""
+    return int(pages[at((page_of(key) << PAGE_BITS) + Of.REGION)])
+
+
+@jit
 def _cell(regions: int, nodes: int, access: int, level: int, region: int) -> int:
     """Return where the counts of an access, level and region begin in the flat array."""
     by = (access * (MAX_LEVELS + 1) + level) * regions + region
@@ -58,49 +64,64 @@ def _function_cell(nodes: int, function: int, access: int) -> int:
 
 
 @jit
-def _list(functions: NDArray[np.int64], batch: NDArray[np.int64], listed: int, cell: int) -> int:
-    """List a cell of the counts by function, in place; return how many are listed by now."""
-    batch[at(Batch.CELLS + listed)] = cell
-    prefetch(functions, cell)
-    return listed + 1
-
-
-@jit
-def _count_chain(
+def _count(
     served: NDArray[np.int64],
     functions: NDArray[np.int64],
     nodes: int,
-    batch: NDArray[np.int64],
-    run: int,
-    region: int,
     regions: int,
-    walks: int,
+    batch: NDArray[np.int64],
+    op: int,
+    access: int,
+    level: int,
+    region: int,
+    function: int,
     overlap: int,
     listed: int,
 ) -> int:
-    """Count what a run's walk read and its access, in place; the access with a store's overlap.
+    """Count an operation, in place.
 
     What counts by function is listed in CELLS, and the host asked for it: the counts come once it
     had time to fetch them. Returns how many are listed by now.
     """
-    kind, function = kind_of(batch[at(Batch.KEY + run)]), batch[at(Batch.FUNCTION + run)]
-    last = batch[at(Batch.CHAIN + run)] if walks > 0 else run
-    first = last - batch[at(Batch.READS + run)]
-    batch[at(Batch.READS + run)] = 0
-    for op in range(first, last):
-        place = _place(nodes, batch[at(Batch.SERVED_BY + op)], overlap)
-        level, access = batch[at(Batch.LEVEL + op)], kind + Access.FETCH_WALK
-        served[at(_cell(regions, nodes, access, level, region) + place)] += 1
-        if len(functions) > 0:
-            listed = _list(
-                functions, batch, listed, _function_cell(nodes, function, access) + place
+    by = batch[at(Batch.SERVED_BY + op)]
+    place = _place(nodes, by, overlap)
+    served[at(_cell(regions, nodes, access, level, region) + place)] += 1
+    if len(functions) == 0:
+        return listed
+    cell = _function_cell(nodes, function, access) + place
+    batch[at(Batch.CELLS + listed)] = cell
+    prefetch(functions, cell)
+    # Not a run's hit in L1, of which the counts by function know nothing.
+    return listed + (1 if level > 0 or by >> NODE_BITS > Service.L1 else 0)
+
+
+@jit
+def _count_walks(
+    served: NDArray[np.int64],
+    functions: NDArray[np.int64],
+    nodes: int,
+    regions: int,
+    pages: NDArray[np.int64],
+    batch: NDArray[np.int64],
+    walks: int,
+    listed: int,
+) -> int:
+    """Count what walks read, in place; return how many counts by function are listed by now."""
+    shift = 0
+    for each in range(walks):
+        run = batch[at(Batch.WALKS + each)]
+        key, function = batch[at(Batch.KEY + run)], batch[at(Batch.FUNCTION + run)]
+        region, overlap = region_of(pages, key), batch[at(Batch.OVERLAP + run)]
+        first, reads = run + shift, batch[at(Batch.READS + run)]
+        batch[at(Batch.READS + run)] = 0
+        access = kind_of(key) + Access.FETCH_WALK
+        for op in range(first, first + reads):
+            level = batch[at(Batch.LEVEL + op)]
+            listed = _count(
+                *(served, functions, nodes, regions, batch, op),
+                *(access, level, region, function, overlap, listed),
             )
-    by = batch[at(Batch.SERVED_BY + last)]
-    place = _place(nodes, by, Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap)
-    served[at(_cell(regions, nodes, kind, 0, region) + place)] += 1
-    if len(functions) > 0:
-        _list(functions, batch, listed, _function_cell(nodes, function, kind) + place)
-        listed += 1 if by >> NODE_BITS > Service.L1 else 0
+        shift += reads
     return listed
 
 
@@ -118,7 +139,7 @@ def tally(
     reorder_window: int,
 ) -> int:
     """Count what `front` counted wrong, in place; return what is left of the window."""
-    since, listed = 0, 0
+    since, listed, shift = 0, 0, 0
     regions = len(hits) // (Kind.STORE + 1)
     for word in range((size + MARKS - 1) >> MARK_BITS):
         marked, long = batch[at(Batch.MARKED + word)], batch[at(Batch.LONG + word)]
@@ -128,15 +149,21 @@ def tally(
             is_long = long >> lowest(marked) & 1 != 0
             marked &= marked - 1
             key, passed = batch[at(Batch.KEY + run)], batch[at(Batch.PASSED + run)]
-            kind, region = kind_of(key), pages[at((page_of(key) << PAGE_BITS) + Of.REGION)]
+            kind, region = kind_of(key), region_of(pages, key)
             left = left_now(left, passed, since)
             since = passed
             overlap = overlap_of(kind, is_long, left)
             left = window_after(kind, is_long, overlap, left, reorder_window)
+            batch[at(Batch.OVERLAP + run)] = overlap
             hits[at(kind * regions + region)] -= 1
-            listed = _count_chain(
-                served, functions, nodes, batch, run, region, regions, walks, overlap, listed
+            shift += batch[at(Batch.READS + run)]
+            own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+            function = batch[at(Batch.FUNCTION + run)]
+            listed = _count(
+                *(served, functions, nodes, regions, batch, run + shift),
+                *(kind, 0, region, function, own, listed),
             )
+    listed = _count_walks(served, functions, nodes, regions, pages, batch, walks, listed)
     for each in range(listed):
         functions[at(batch[at(Batch.CELLS + each)])] += 1
     return left_now(left, batch[at(Batch.PASSED + size)], since)

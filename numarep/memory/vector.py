@@ -151,6 +151,18 @@ def _close(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
+def copy(words: NDArray[np.int64], to: int, start: int) -> None:
+    """Copy the eight words from `start` on to `to` and on, in place."""
+    words[to : to + LANES] = words[start : start + LANES].copy()
+
+
+@instruction(copy, types.void)
+def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    to, start = (_address(context, builder, signature.args[0], args[0], each) for each in args[1:])
+    builder.store(_load(builder, start), to).align = 8
+    return context.get_dummy_value()
+
+
 def lowest(bits: int) -> int:
     """Return the place of the lowest bit set; `bits` is not 0."""
     return (int(bits) & -int(bits)).bit_length() - 1
@@ -172,6 +184,18 @@ def _choose(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     # Else LLVM makes it a branch around the load of what isn't chosen.
     chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
     return chosen
+
+
+def high(one: int, other: int) -> int:
+    """Return the upper word of the product of two unsigned words."""
+    return (int(one) % (1 << 64)) * (int(other) % (1 << 64)) >> 64
+
+
+@instruction(high, types.int64)
+def _high(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    twice = ir.IntType(128)
+    product = builder.mul(*(builder.zext(each, twice) for each in args))
+    return builder.trunc(builder.lshr(product, twice(64)), _WORD)
 
 
 def at(index: int) -> int:

@@ -22,8 +22,9 @@ Assumed: `line % sets` in the LLC and the snoop filter, whose slice hash is undi
 [0, 2]
 >>> is_memory_of(1, 2, place), is_memory_of(0, 2, place)
 (True, False)
->>> [int(row_number(line, 6, -1, 1 / 6)) for line in (5, 6, 13, 2**50)], 2**50 % 6
-([5, 0, 1, 4], 4)
+>>> cache = new_cache(0, sets=6, ways=8)
+>>> [row_number(line, cache) for line in (5, 6, 13, 2**52 - 1)], (2**52 - 1) % 6
+([5, 0, 1, 3], 3)
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from numarep.jit import jit
 from numarep.memory.batch import NODE_BITS, OPS
 from numarep.memory.recency import FLAG_BITS, find
 from numarep.memory.replacement import Policy, counts_hits, words_of
-from numarep.memory.vector import at
+from numarep.memory.vector import at, high
 from numarep.units import LINES_PER_PAGE
 
 DIRTY = 1
@@ -59,7 +60,8 @@ class Cache(NamedTuple):
     sets: int
     ways: int
     mask: int  # sets - 1 of a power of two, else -1
-    inverse: float  # 1 / sets
+    inverse: int  # see `row_number`
+    shift: int
     pitch: int  # words from row to row
     policy: int | None  # see `replacement`; None is LRU, known when compiled
 
@@ -67,7 +69,9 @@ class Cache(NamedTuple):
 def new_cache(offset: int, sets: int, ways: int, policy: int = Policy.LRU) -> Cache:
     """Return the place of a cache."""
     mask = sets - 1 if sets & (sets - 1) == 0 else -1
-    return Cache(offset, sets, ways, mask, 1.0 / sets, words_of(ways, policy), int(policy))
+    shift = sets.bit_length() - 1
+    inverse = -(-(1 << 64 + shift) // sets) - (1 << 64)  # as a signed word
+    return Cache(offset, sets, ways, mask, inverse, shift, words_of(ways, policy), int(policy))
 
 
 class At(IntEnum):
@@ -203,29 +207,29 @@ def domain_of(view: View, cpu: int) -> int:
 
 
 @jit
-def row_number(line: int, sets: int, mask: int, inverse: float) -> int:
-    """Return `line % sets` of a line below 2^51, without a division.
+def row_number(line: int, cache: Cache) -> int:
+    """Return `line % sets`, without a division.
 
-    Multiplying by the inverse gives the quotient or, rounded, one more or less.
+    `inverse` is 2^(64 + shift) / sets rounded up, by e < sets <= 2^(shift + 1), modulo 2^64. So the
+    product is too great by line * e / sets / 2^(64 + shift), less than the 1 / sets by which it
+    would reach another quotient, for all lines below 2^63.
     """
-    if mask >= 0:
-        return line & mask
-    row = line - int(line * inverse) * sets
-    row = row + sets if row < 0 else row
-    return row - sets if row >= sets else row
+    if cache.mask >= 0:
+        return line & cache.mask
+    return line - (high(line, cache.inverse) >> cache.shift) * cache.sets
 
 
 @jit
 def row_of(view: View, cpu: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a CPU's cache where a line belongs."""
-    row = row_number(line, cache.sets, cache.mask, cache.inverse)
+    row = row_number(line, cache)
     return cpu * view.stride + cache.offset + row * cache.pitch
 
 
 @jit
 def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
-    row = row_number(line, cache.sets, cache.mask, cache.inverse)
+    row = row_number(line, cache)
     return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.batch import Batch
+from numarep.memory.batch import Batch, operation
 from numarep.memory.counts import Event
+from numarep.memory.kinds import Kind
 from numarep.memory.recency import ALL, matches, push, touch
 from numarep.memory.tlb import PSC_PMD, key_of, page_number
 from numarep.memory.vector import at, lowest
@@ -73,9 +74,10 @@ def walk(
     pages: NDArray[np.int64],
     tables: int,
     batch: NDArray[np.int64],
-    start: int,
+    run: int,
+    op: int,
 ) -> int:
-    """List the entries a walk reads; PSCs and events are modified in place.
+    """List the reads of a run's walk; PSCs and events are modified in place.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def walk(
     pages : int64[tables + 5]
         From `tables` on, the pfn of the table page read at each level, -1 where none is.
     batch : int64[Batch.END]
-        WALK_LINE and WALK_LEVEL are filled from `start` on for every entry read, in order.
+        OP and LEVEL are filled from `op` on for every entry read, in order.
 
     Returns
     -------
@@ -98,8 +100,9 @@ def walk(
         pfn = pages[at(tables + level - 1)]
         if pfn < 0:
             continue
-        batch[at(Batch.WALK_LEVEL + start + read)] = level
-        batch[at(Batch.WALK_LINE + start + read)] = entry_line(pfn, vpn, level)
+        line = entry_line(pfn, vpn, level)
+        batch[at(Batch.OP + op + read)] = operation(line, run, Kind.LOAD)
+        batch[at(Batch.LEVEL + op + read)] = level
         read += 1
         if leaf < level <= P4D:
             which, number = PSC_PMD + level - PMD, page_number(vpn, level)

@@ -80,11 +80,10 @@ def _expect_in(view: View, cache: Cache | None, line: int) -> None:
 
 @jit
 def expect(view: View, line: int) -> int:
-    """Have the host fetch the rows of L2 and the directory where a line belongs; return the latter.
+    """Have the host fetch the row of the directory where a line belongs; return it.
 
-    Where they are two, that of the LLC, too.
+    Where they are two, that of the LLC, too. L2 is small enough to be at hand.
     """
-    prefetch(view.words, row_of(view, view.cpu, view.l2, line))
     first = shared_row_of(view, view.domain, view.directory, line)
     _expect_row(view, first, view.directory)
     _expect_in(view, view.victim, line)
@@ -95,13 +94,13 @@ def expect(view: View, line: int) -> int:
 def expect_eviction(view: View, line: int) -> None:
     """Have the host fetch what a line that L2 likely evicts needs: its row of the LLC, its filter.
 
-    An inclusive LLC is told of dirty lines only.
+    An inclusive LLC is told of dirty lines only: too few to ask of each.
     """
+    if view.victim is None:
+        return
     last = row_of(view, view.cpu, view.l2, line) + view.l2.ways - 1
-    entry = view.words[at(last)]
-    gone = entry >> FLAG_BITS
-    if view.victim is not None or entry & DIRTY:
-        _expect_in(view, view.directory, gone)
+    gone = view.words[at(last)] >> FLAG_BITS
+    _expect_in(view, view.directory, gone)
     _expect_in(view, view.victim, gone)
 
 

@@ -67,10 +67,9 @@ class Batch(IntEnum):
     # Runs that missed the first TLB, and that walk:
     MISSED = 7 * RUNS
     WALKS = 8 * RUNS
-    # A bit for each run that did anything but hit L1 without a walk (see `mark`), and for each that
-    # went beyond L2 with more than a store; `tally` leaves 0:
+    # A bit for each run that did anything but hit L1 without a walk (see `mark`), and, MARKS above,
+    # one for each that went beyond L2 with more than a store; `tally` leaves 0:
     MARKED = 9 * RUNS
-    LONG = 9 * RUNS + BATCH // MARKS
     # Of each operation (the reads of a run's walk, then the access itself):
     OP = 10 * RUNS  # see `operation`
     LEVEL = OP + OPS  # of a walk's read
@@ -137,6 +136,5 @@ def served_by(service: int, node: int) -> int:
 @jit
 def mark(batch: NDArray[np.int64], run: int, is_long: int) -> None:
     """Have `tally` visit a run; `is_long` is 1 if that goes beyond L2 but for a store; in place."""
-    word = run >> MARK_BITS
-    batch[at(Batch.MARKED + word)] |= 1 << (run & (MARKS - 1))
-    batch[at(Batch.LONG + word)] |= is_long << (run & (MARKS - 1))
+    marks = (1 | is_long << MARKS) << (run & (MARKS - 1))
+    batch[at(Batch.MARKED + (run >> MARK_BITS))] |= marks

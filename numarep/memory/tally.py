@@ -142,8 +142,9 @@ def tally(
     since, listed, shift = 0, 0, 0
     regions = len(hits) // (Kind.STORE + 1)
     for word in range((size + MARKS - 1) >> MARK_BITS):
-        marked, long = batch[at(Batch.MARKED + word)], batch[at(Batch.LONG + word)]
-        batch[at(Batch.MARKED + word)], batch[at(Batch.LONG + word)] = 0, 0
+        marks = batch[at(Batch.MARKED + word)]
+        batch[at(Batch.MARKED + word)] = 0
+        marked, long = marks & ((1 << MARKS) - 1), marks >> MARKS
         while marked != 0:
             run = word << MARK_BITS | lowest(marked)
             is_long = long >> lowest(marked) & 1 != 0

@@ -23,8 +23,8 @@ from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
 BATCH = 512
 RUN_BITS = 9
-MARK_BITS = 5
-MARKS = 1 << MARK_BITS  # of runs in a word
+MARK_BITS = 4
+MARKS = 1 << MARK_BITS  # runs of a word
 KIND_BITS = 2
 KIND_MASK = (1 << KIND_BITS) - 1
 LINE_BITS = LINES_PER_PAGE.bit_length() - 1

@@ -208,7 +208,7 @@ def domain_of(view: View, cpu: int) -> int:
 
 @jit
 def row_number(line: int, cache: Cache) -> int:
-    """Return `line % sets`, without a division.
+    """Return `line % sets` of a line that isn't negative, without a division.
 
     `inverse` is 2^(64 + shift) / sets rounded up, by e < sets <= 2^(shift + 1), modulo 2^64. So the
     product is too great by line * e / sets / 2^(64 + shift), less than the 1 / sets by which it

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numarep.jit import jit_entry
 from numarep.memory import masks, recency, vector
 from numarep.memory.recency import EMPTY, FLAG_BITS, MOST_WAYS, pitch_of
+from numarep.memory.view import new_cache, row_number
 
 WORDS = st.lists(st.integers(-3, 3), min_size=16, max_size=16)
 drop, find, push, touch = map(jit_entry, (recency.drop, recency.find, recency.push, recency.touch))
@@ -28,8 +29,28 @@ def run_close(words, at, gap, entry):
 
 
 @jit_entry
+def run_copy(words, to, start):
+    vector.copy(words, to, start)
+
+
+@jit_entry
 def run_lowest(bits):
     return vector.lowest(bits)
+
+
+@jit_entry
+def run_choose(bits, some, none):
+    return vector.choose(bits, some, none)
+
+
+@jit_entry
+def run_high(one, other):
+    return vector.high(one, other)
+
+
+@jit_entry
+def run_row_number(line, cache):
+    return row_number(line, cache)
 
 
 @settings(deadline=None)
@@ -61,6 +82,41 @@ def test_close(words, at, gap, entry):
     if gap < 8:
         words[at + gap : at + 8] = [*words[at + gap + 1 : at + 8], entry]
     assert moved.tolist() == plain.tolist() == words
+
+
+@settings(deadline=None)
+@given(WORDS, st.integers(0, 8), st.integers(0, 8))
+def test_copy(words, to, start):
+    moved, plain = np.array(words), np.array(words)
+    run_copy(moved, to, start)
+    vector.copy(plain, to, start)
+    words[to : to + 8] = words[start : start + 8]
+    assert moved.tolist() == plain.tolist() == words
+
+
+SIGNED = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(deadline=None)
+@given(SIGNED, SIGNED)
+def test_high_is_of_unsigned_words(one, other):
+    word = (one % 2**64) * (other % 2**64) >> 64
+    assert run_high(one, other) % 2**64 == vector.high(one, other) == word
+
+
+@settings(deadline=None)
+@given(st.sampled_from([0, 1, 6, -1]), SIGNED, SIGNED)
+def test_choose(bits, some, none):
+    expected = some if bits else none
+    assert run_choose(bits, some, none) == vector.choose(bits, some, none) == expected
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2**22), st.integers(0, 2**40), st.integers(-2, 2))
+def test_a_line_s_row_is_the_remainder(sets, rows, near):
+    """Also next to multiples of the number of sets, where a rounded quotient would err."""
+    line, cache = max(rows * sets + near, 0) % 2**52, new_cache(0, sets, ways=8)
+    assert run_row_number(line, cache) == row_number(line, cache) == line % sets
 
 
 @settings(deadline=None)

@@ -405,7 +405,7 @@ def test_runs_that_share_a_kernel_count_as_if_each_had_its_own(
     runs = [run, cold(run), dataclasses.replace(run, home_llc="warm"), run]
     roles_of.cache_clear()
     shared = [simulate(each) for each in runs]
-    assert roles_of.cache_info().misses == 1
+    assert roles_of.cache_info().hits == len(runs) - 1
     for each, outcome in zip(runs, shared, strict=True):
         roles_of.cache_clear()
         own = simulate(each)

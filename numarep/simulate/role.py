@@ -1,6 +1,7 @@
 """Who does what in a run: each CPU's window, the kernel that it runs on, and what it translates to.
 
-Roles are kept for the neighbouring runs of a sweep that share their setting; nothing changes them.
+Roles are kept for the next runs of a sweep, which share their setting (see `sweep.plan`); nothing
+changes them.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Role:
     @property
     def trace(self) -> Trace:
         """The window's trace, with what replication costs."""
-        return self.replicated.trace if self.replicated else self.window.trace
+        return self.window.trace
 
     @property
     def passes(self) -> tuple[int, int]:
@@ -121,9 +122,10 @@ class Role:
         return _as_translations(seen, region)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def roles_of(setting: Setting) -> tuple[Role, ...]:
     """Return what each CPU of a run does, the measured one first."""
+    roles_of.cache_clear()  # before there are others: they are most of what a run holds
     nodes = setting.cpu_nodes
     windows = [load_window(setting, setting.home[node]) for node in nodes]
     root = kernel_root_of(windows[0].tables, windows[0].image)
@@ -148,6 +150,8 @@ def _role(setting: Setting, node: int, master: int, window: Window, frames: Fram
         window = dataclasses.replace(window, trace=first_fetch(window.tables, window.image, root))
     built_in = setting.replication.built_in
     replicated = replicate(setting, node, window, frames) if built_in else None
+    if replicated:
+        window = dataclasses.replace(window, trace=replicated.trace)
     return Role(setting, node, master, window, replicated)
 
 

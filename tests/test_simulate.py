@@ -21,6 +21,7 @@ from numarep.spec import OthersSpec, ReplicationSpec, RunSpec, SpecError, parse
 from numarep.sweep.model import check
 from numarep.workload.trace import Trace, TraceError
 from tests.alone import ALONE
+from tests.benchmarks.core import RUNS, memory
 from tests.datasets import write_small_dataset
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -484,3 +485,9 @@ def test_what_the_dataset_lacks_is_named(baseline: RunSpec) -> None:
         simulate(dataclasses.replace(baseline, seed=7))
     with pytest.raises(TraceError, match="no trace 'forkk'; did you mean 'fork'"):
         simulate(with_window(baseline, "forkk"))
+
+
+def test_a_run_of_two_cpus_takes_no_more_memory_than_wanted() -> None:
+    (longest,) = (run for run in RUNS if any("others" in override for override in run))
+    (taken,) = memory([longest])
+    assert taken["as_wanted"], taken

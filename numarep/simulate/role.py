@@ -78,11 +78,13 @@ class Role:
         function, names = self._owned
         whole, rest = self.passes
         records = self.trace.records
-        fetched = np.where(records.kind == Kind.FETCH, records.count, 0).astype(np.int64)
+        fetch = np.flatnonzero(records.kind == Kind.FETCH)
+        function, fetched = function[fetch], records.count[fetch].astype(np.int64)
         instructions = np.zeros(len(names), np.int64)
         np.add.at(instructions, function, fetched)
         instructions *= whole
-        np.add.at(instructions, function[:rest], fetched[:rest])
+        last = int(np.searchsorted(fetch, rest))
+        np.add.at(instructions, function[:last], fetched[:last])
         return Functions(names, instructions)
 
     @functools.cached_property

@@ -19,7 +19,7 @@ from numarep.memory.counts import Event
 from numarep.memory.kinds import Kind
 from numarep.memory.pages import NONE, PAGE_BITS, WAYS_BITS, Of, ways_of
 from numarep.memory.tlb import lookup_or_fill
-from numarep.memory.vector import LANES, at, copy, prefetch
+from numarep.memory.vector import LANES, at, choose, copy, prefetch
 from numarep.memory.view import View
 from numarep.memory.walk import walk
 
@@ -37,15 +37,16 @@ def _far(view: View, pages: NDArray[np.int64], batch: NDArray[np.int64], missed:
         page = page_of(key) << PAGE_BITS
         prefetch(pages, page + Of.VPN)
         place = pages[at(page + Of.STLB)]
-        is_hit = False
+        is_walk = 1
         if place != NONE:
             entry, root = pages[at(page + Of.DATA_ENTRY)], pages[at(page + Of.ROOT)]
             first = place >> WAYS_BITS
             is_hit = lookup_or_fill(view.words, first, ways_of(place), entry, root)
+            is_walk = choose(1 if is_hit else 0, 0, 1)
         batch[at(Batch.WALKS + walks)] = run
-        walks += 0 if is_hit else 1
+        walks += is_walk
         fetches += is_fetch
-        fetch_walks += 0 if is_hit else is_fetch
+        fetch_walks += is_walk & is_fetch
     events = view.events
     events[Event.ITLB_MISSES] += fetches
     events[Event.DTLB_MISSES] += missed - fetches

@@ -1,8 +1,8 @@
 """L1 runs ahead of the levels beyond it, and comes back where they take a line from it.
 
 L1I and L1D settle a whole batch of operations (`run_ahead`) before L2 and the LLC see what missed:
-a short loop whose one branch asks whether the line is the last used of its row, instead of
-a path through the whole hierarchy at every access.
+a short loop without a branch that can't be foreseen, instead of a path through the whole hierarchy
+at every access.
 
 Proof obligation: the outcome is that of one access at a time. L1 depends on the levels beyond it
 only through lines they take from it, and one CPU runs at a time: no other core loads or stores
@@ -13,12 +13,12 @@ line at t. If it did, it either still does, or has given it up at or after t, in
 says so. So if neither is found, it held no such line and nothing changes. Otherwise the log is
 undone, newest first, down to t: L1 is then exactly as it was before t; the line is dropped, and
 `run_ahead` starts again at t. A second line evicted for the same miss finds the log undone already.
-Every operation that changes a row is logged with all that undoing it takes (see `replacement`): the
-row, the way entered, what that held, and what the policy knew besides the order. Operations that
-change nothing are not: the last line used is used again, unless its policy counts hits.
+Every operation is logged with all that undoing it takes (see `replacement`): the row, the way
+entered, what that held, and what the policy knew besides the order.
 
->>> Ahead.END - Ahead.LENGTH  # the log's length and the place being settled
-2
+>>> word = used(first=800, way=11, is_hit=1)
+>>> first_of(word), way_of(word), hit_of(word)
+(800, 11, 1)
 """
 
 import numpy as np
@@ -30,7 +30,33 @@ from numarep.memory.counts import Service
 from numarep.memory.recency import FLAG_BITS, FLAGS, find, matches
 from numarep.memory.replacement import counts_hits, enter, room, take_back
 from numarep.memory.vector import LANES, at, lowest, match
-from numarep.memory.view import DIRTY, Ahead, View, first_in, policy_in, row_of, ways_in
+from numarep.memory.view import Ahead, View, first_in, policy_in, row_of, ways_in
+
+WAY_BITS = 8
+
+
+@jit
+def used(first: int, way: int, is_hit: int) -> int:
+    """Pack which way of a row an operation used, and whether that was a hit."""
+    return (first << WAY_BITS | way) << 1 | is_hit
+
+
+@jit
+def first_of(used: int) -> int:
+    """Return the first word of the row used."""
+    return used >> (WAY_BITS + 1)
+
+
+@jit
+def way_of(used: int) -> int:
+    """Return the way used."""
+    return used >> 1 & ((1 << WAY_BITS) - 1)
+
+
+@jit
+def hit_of(used: int) -> int:
+    """Return 1 if it was a hit, else 0."""
+    return used & 1
 
 
 @jit
@@ -68,7 +94,6 @@ def run_ahead(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: 
         Number of misses logged: accesses to be served by L2, and first stores to clean lines.
     """
     words, ahead, l1 = view.words, view.ahead, view.l1
-    logged = ahead[Ahead.LENGTH]
     by_l1 = served_by(Service.L1.value, view.node)
     for each in range(op, stop):
         batch[at(Batch.SERVED_BY + each)] = by_l1
@@ -76,28 +101,22 @@ def run_ahead(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: 
         line, kind = line_of(batch[at(Batch.OP + each)]), kind_of(batch[at(Batch.OP + each)])
         tag = line << FLAG_BITS
         store = kind >> 1
-        first = first_in(l1, kind, line)
+        first, ways = first_in(l1, kind, line), ways_in(l1, kind)
         policy = _policy_of(view.l1d.policy, l1, kind)
-        if words[at(first)] | store ^ DIRTY == tag | DIRTY and not counts_hits(policy):
-            continue
-        ways = ways_in(l1, kind)
         found = matches(words, first, ways, tag, ~FLAGS)
         is_hit = 1 if found != 0 else 0
         if counts_hits(policy):
-            ahead[at(Ahead.HIGH + logged)] = words[at(first + ways)]
-            ahead[at(Ahead.LOW + logged)] = words[at(first + ways + 1)]
+            ahead[at(Ahead.HIGH + each)] = words[at(first + ways)]
+            ahead[at(Ahead.LOW + each)] = words[at(first + ways + 1)]
         way = _way_for(words, first, ways, policy, found)
         old = words[at(first + way)]
         flags = old & is_hit
         enter(words, first, ways, policy, way, tag | flags | store, is_hit)
-        ahead[at(Ahead.FIRST + logged)] = first
-        ahead[at(Ahead.WAY + logged)] = way
-        ahead[at(Ahead.OLD + logged)] = old
-        ahead[at(Ahead.OP + logged)] = each << 1 | is_hit
-        ahead[at(Ahead.MISSES + missed)] = logged
-        logged += 1
+        ahead[at(Ahead.USED + each)] = used(first, way, is_hit)
+        ahead[at(Ahead.OLD + each)] = old
+        ahead[at(Ahead.MISSES + missed)] = each
         missed += (store & ~flags) | (is_hit ^ 1)
-    ahead[Ahead.LENGTH] = logged
+    ahead[Ahead.STOP] = stop
     return missed
 
 
@@ -105,10 +124,10 @@ def run_ahead(view: View, batch: NDArray[np.int64], op: int, stop: int, missed: 
 def _was_given_up(view: View, line: int) -> bool:
     """Tell whether L1 gave a line up since the miss being settled."""
     ahead, tag = view.ahead, line << FLAG_BITS
-    length = int(ahead[Ahead.LENGTH])
-    for place in range(ahead[Ahead.SETTLING], length, LANES):
-        found = match(ahead, Ahead.OLD + place, tag, ~FLAGS)
-        if found & ((1 << min(length - place, LANES)) - 1) != 0:
+    stop = int(ahead[Ahead.STOP])
+    for op in range(ahead[Ahead.SETTLING], stop, LANES):
+        found = match(ahead, Ahead.OLD + op, tag, ~FLAGS)
+        if found & ((1 << min(stop - op, LANES)) - 1) != 0:
             return True
     return False
 
@@ -139,11 +158,12 @@ def recall(view: View, line: int) -> bool:
 def _take_back(view: View) -> None:
     """Bring L1 back to where the miss being settled occurred."""
     ahead, end_of_l1i = view.ahead, row_of(view, view.cpu, view.l1d, 0)
-    for place in range(ahead[Ahead.LENGTH] - 1, ahead[Ahead.SETTLING] - 1, -1):
-        first = ahead[Ahead.FIRST + place]
+    for op in range(ahead[Ahead.STOP] - 1, ahead[Ahead.SETTLING] - 1, -1):
+        word = ahead[Ahead.USED + op]
+        first = first_of(word)
         l1 = view.l1i if first < end_of_l1i else view.l1d
         take_back(
-            *(view.words, first, l1.ways, l1.policy, ahead[Ahead.WAY + place]),
-            *(ahead[Ahead.OLD + place], ahead[Ahead.HIGH + place], ahead[Ahead.LOW + place]),
+            *(view.words, first, l1.ways, l1.policy, way_of(word)),
+            *(ahead[Ahead.OLD + op], ahead[Ahead.HIGH + op], ahead[Ahead.LOW + op]),
         )
-    ahead[Ahead.LENGTH] = ahead[Ahead.SETTLING]
+    ahead[Ahead.STOP] = ahead[Ahead.SETTLING]

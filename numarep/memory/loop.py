@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit, jit_apart, jit_entry
-from numarep.memory.ahead import run_ahead
+from numarep.memory.ahead import hit_of, run_ahead
 from numarep.memory.batch import (
     NODE_BITS,
     OPS,
@@ -81,48 +81,43 @@ class Translations(NamedTuple):
 def _expect_all(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None:
     """Prepare for misses [start, stop) that are logged, in place."""
     for each in range(start, stop):
-        place = view.ahead[at(Ahead.MISSES + each)]
-        line = line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
-        view.ahead[at(Ahead.ROW + place)] = expect(view, line)
+        number = view.ahead[at(Ahead.MISSES + each)]
+        line = line_of(batch[at(Batch.OP + number)])
+        view.ahead[at(Ahead.ROW + number)] = expect(view, line)
         expect_prefetches(view, view.prefetch, line)
     for each in range(start, stop):
-        place = view.ahead[at(Ahead.MISSES + each)]
-        expect_eviction(
-            view, line_of(batch[at(Batch.OP + (view.ahead[at(Ahead.OP + place)] >> 1))])
-        )
+        expect_eviction(view, line_of(batch[at(Batch.OP + view.ahead[at(Ahead.MISSES + each)])]))
 
 
 @jit_apart
 def _access(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None:
     """Send operations [start, stop) through the caches; caches, events, batch modified in place."""
     ahead = view.ahead
-    ahead[Ahead.LENGTH] = 0
     missed = run_ahead(view, batch, start, stop, 0)
     each, expected = 0, 0
     while each < missed:
         if expected < min(each + AHEAD, missed):
             _expect_all(view, batch, expected, min(each + 2 * AHEAD, missed))
             expected = min(each + 2 * AHEAD, missed)
-        place = ahead[at(Ahead.MISSES + each)]
-        number, is_hit = ahead[at(Ahead.OP + place)] >> 1, ahead[at(Ahead.OP + place)] & 1
-        op = batch[at(Batch.OP + number)]
+        number = ahead[at(Ahead.MISSES + each)]
+        is_hit, op = hit_of(ahead[at(Ahead.USED + number)]), batch[at(Batch.OP + number)]
         line, is_store = line_of(op), kind_of(op) == Kind.STORE
-        ahead[Ahead.SETTLING] = place
+        ahead[Ahead.SETTLING] = number
         if is_hit == 0:
-            service, node = access_l2(view, line, is_store, ahead[at(Ahead.ROW + place)])
-            if ahead[Ahead.LENGTH] == place:
+            service, node = access_l2(view, line, is_store, ahead[at(Ahead.ROW + number)])
+            if ahead[Ahead.STOP] == number:
                 missed, expected = run_ahead(view, batch, number, stop, each), each
             batch[at(Batch.SERVED_BY + number)] = served_by(service, node)
             mark(batch, run_of(op), 1 if service > Service.L2 and not is_store else 0)
-            write_down(view, ahead[at(Ahead.OLD + place)])
+            write_down(view, ahead[at(Ahead.OLD + number)])
         if is_store:
-            make_exclusive(view, line, ahead[at(Ahead.ROW + place)])
+            make_exclusive(view, line, ahead[at(Ahead.ROW + number)])
         if is_hit == 0 and view.prefetch is not None:
             # Complete, so the access itself stays if L1 is called back.
-            ahead[Ahead.SETTLING] = place + 1
+            ahead[Ahead.SETTLING] = number + 1
             service = batch[at(Batch.SERVED_BY + number)] >> NODE_BITS
             prefetch_after(view, view.prefetch, line, kind_of(op), service)
-            if ahead[Ahead.LENGTH] == place + 1:
+            if ahead[Ahead.STOP] == number + 1:
                 missed, expected = run_ahead(view, batch, number + 1, stop, each + 1), each + 1
         each += 1
 

@@ -20,7 +20,7 @@ more than their order, `MORE_WORDS` behind them. Equal rows behave alike from no
 
 A second access to the last line used changes nothing, but for the first hit after a fill in SRRIP:
 an entry at the front of an LRU row stays there; the way at a PLRU row's front is in no back half;
-0 is set to 0. So `ahead` and `runs` may skip it, except where `counts_hits` says otherwise.
+0 is set to 0. So `runs` may skip it, except where `counts_hits` says otherwise.
 
 Where the policy is None it is LRU, and the others aren't compiled.
 

@@ -128,21 +128,19 @@ def policy_in(table: NDArray[np.int64], which: int) -> int:
 class Ahead(IntEnum):
     """Parts of the log of L1's run-ahead (see `ahead`), OPS words each, in one array.
 
-    An entry for each operation that changed a row, and what the log itself has got to. (One array,
+    An entry for each operation, at its number, and what the log itself has got to. (One array,
     because compiled functions pass each array they are given as seven numbers.)
     """
 
-    FIRST = 0  # the row
-    WAY = OPS  # that came to its front
-    OLD = 2 * OPS  # what it held
-    OP = 3 * OPS  # the operation's number << 1 | 1 if it hit
-    ROW = 4 * OPS  # of a miss, the row in the own directory where its line belongs
-    MISSES = 5 * OPS  # places in the log of what L1 couldn't settle
-    HIGH = 6 * OPS  # what the words behind the row's ways were, if its policy has any
-    LOW = 7 * OPS
-    LENGTH = 8 * OPS  # of the log
-    SETTLING = 8 * OPS + 1  # place of the miss being settled
-    END = 8 * OPS + 2
+    USED = 0  # see `ahead.used`
+    OLD = OPS  # what it held
+    ROW = 2 * OPS  # of a miss, the row in the own directory where its line belongs
+    HIGH = 3 * OPS  # what the words behind the row's ways were, if its policy has any
+    LOW = 4 * OPS
+    MISSES = 5 * OPS  # in order, the operations that L1 couldn't settle
+    STOP = 6 * OPS  # the operation that L1 has run up to
+    SETTLING = 6 * OPS + 1  # the one whose miss is being settled
+    END = 6 * OPS + 2
 
 
 class View(NamedTuple):

@@ -21,7 +21,7 @@ from numarep.spec import OthersSpec, ReplicationSpec, RunSpec, SpecError, parse
 from numarep.sweep.model import check
 from numarep.workload.trace import Trace, TraceError
 from tests.alone import ALONE
-from tests.benchmarks.core import RUNS, memory
+from tests.benchmarks.core import RUNS, machine_preset, memory
 from tests.datasets import write_small_dataset
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -431,15 +431,21 @@ def test_functions_share_out_all_stalls_and_instructions(baseline: RunSpec, layo
     assert (found.functions.instructions == elsewhere.instructions).all()
 
 
-def test_device_memory_is_left_out(tmp_path: Path, baseline: RunSpec) -> None:
+@pytest.mark.parametrize("nodes", [2, 8])
+def test_device_memory_is_left_out(tmp_path: Path, baseline: RunSpec, nodes: int) -> None:
+    """Also where a machine of more nodes than the captured one has memory at its address."""
+
     def with_device_page(trace: Trace) -> Trace:
         pfn = trace.pages.pfn.copy()
-        pfn[-1] = 0xFEE00  # a local APIC, beyond all memory
+        pfn[-1] = 0xFEE00  # a local APIC, beyond all captured memory
         return dataclasses.replace(trace, pages=dataclasses.replace(trace.pages, pfn=pfn))
 
     folder = write_small_dataset(tmp_path, change=with_device_page)
     kernel = dataclasses.replace(baseline.kernel, dataset=str(folder))
     run = with_window(baseline, "quiet")
+    if nodes > run.machine.nodes:
+        run = dataclasses.replace(run, machine=machine_preset("xeon_8s"))
+    assert run.machine.nodes == nodes
     whole = simulate(run).counts.events
     less = simulate(dataclasses.replace(run, kernel=kernel)).counts.events
     assert less[Event.INSTRUCTIONS] == whole[Event.INSTRUCTIONS]

@@ -119,16 +119,14 @@ def _captured(dataset: str, capture: str, workload: str) -> _Captured:
 
 
 @functools.lru_cache(maxsize=2)
-def _traced(
-    dataset: str, capture: str, workload: str, ranges: Ranges
-) -> tuple[Trace, tuple[str, ...]]:
-    """Read one window of a kernel with such memory, and what it may enter unmarked (see `watch`).
+def _traced(dataset: str, capture: str, workload: str) -> tuple[Trace, tuple[str, ...]]:
+    """Read one window of a kernel, and what it may enter unmarked (see `watch`).
 
     Kept for the same reason, but of two CPUs only: it is most of what a run holds.
     """
-    trace = _in_memory(open_dataset(dataset).trace(capture, workload), ranges)
     captured = _captured(dataset, capture, workload)
     meta = captured.meta
+    trace = _in_memory(open_dataset(dataset).trace(capture, workload), meta)
     return trace, tuple(unmarked(trace, captured.watched, meta.watched, meta.levels))
 
 
@@ -149,7 +147,7 @@ def load_window(setting: Setting, cpu_node: int) -> Window:
         ranges = memory_ranges(_memory(meta, nodes), nodes, setting.memoryless)
     except ValueError as error:
         raise SpecError(f"machine: {error}") from None
-    trace, entered = _traced(kernel.dataset, capture, workload.trace, ranges)
+    trace, entered = _traced(kernel.dataset, capture, workload.trace)
     tables, at_end = captured.tables.copy(), None
     if setting.replication.user_tables or LOAD in trace.event_name:
         at_end = captured.tables_at_end
@@ -185,11 +183,14 @@ def _memory(meta: CaptureMeta, nodes: int) -> Ranges:
     return memory if nodes > 1 else ((memory[0][0], memory[-1][1]),)
 
 
-def _in_memory(trace: Trace, ranges: Ranges) -> Trace:
-    """Leave out accesses to device memory: uncached, and the same with and without replicas."""
+def _in_memory(trace: Trace, meta: CaptureMeta) -> Trace:
+    """Leave out accesses to device memory: uncached, and the same with and without replicas.
+
+    That is what lies beyond the captured nodes, even where a machine of more has memory.
+    """
     is_memory = np.zeros(len(trace.pages.pfn), dtype=np.bool_)
-    for start, end in ranges:
-        is_memory |= (trace.pages.pfn >= start) & (trace.pages.pfn < end)
+    for part in meta.memory:
+        is_memory |= (trace.pages.pfn >= part.start_pfn) & (trace.pages.pfn < part.end_pfn)
     device = (trace.pages.leaf > 0) & ~is_memory
     if not device.any():
         return trace

@@ -13,6 +13,7 @@ whose tables lie on the node of the memory they map, below that node's end.
 {'L1': 1, 'DRAM': 3}
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +45,7 @@ _MOST_FUNCTIONS = 1 << 17
 # Loads of a drawn chase, at most, unless the buffer has more lines: those of 256 MiB.
 _DRAWN = 1 << 22
 _REGIONS = 1
+_PART = 1 << 20  # references
 
 
 def count_stream(
@@ -141,7 +143,10 @@ def chase(
         lines = rng.permutation(count)
     else:
         lines = rng.integers(0, count, max(count, min(4 * count, _DRAWN)))
-    return np.full(len(lines), Kind.LOAD, np.uint8), base + (lines.astype(np.int64) << LINE_SHIFT)
+    address = lines.astype(np.int64, copy=False)
+    address <<= LINE_SHIFT
+    address += base
+    return np.full(len(address), Kind.LOAD, np.uint8), address
 
 
 def toy_machine() -> MachineSpec:
@@ -213,21 +218,39 @@ def _stream(
     addresses = _integers("address", address, most, count).astype(np.int64, copy=False)
     # The tables of a fully used node take a 512th of it, so leave that free at its end.
     usable = node_bytes - node_bytes // 256
-    last = int((addresses % node_bytes).max())
+    last = max(int((some % node_bytes).max()) for _, some in _parts(addresses))
     require(
         last < usable, f"address: expected the first {usable} bytes of each node only, got {last}"
     )
-    vpn, page = np.unique(addresses >> PAGE_SHIFT, return_inverse=True)
-    stream = Stream(
-        kinds.astype(np.uint8),
-        page.astype(np.int32),
-        ((addresses >> LINE_SHIFT) % LINES_PER_PAGE).astype(np.uint8),
-        np.ones(count, np.int32),
-    )
+    vpn, page, line = _pages_and_lines(addresses)
+    stream = Stream(kinds.astype(np.uint8, copy=False), page, line, np.ones(count, np.int32))
     if function is not None:
         of_code = _integers("function", function, _MOST_FUNCTIONS - 1, count)
         stream = stream._replace(function=of_code.astype(np.int32))
     return stream, vpn
+
+
+def _parts(addresses: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Yield parts of an array: what is made of one by the way is small beside the whole."""
+    for start in range(0, len(addresses), _PART):
+        where = slice(start, start + _PART)
+        yield where, addresses[where]
+
+
+def _pages_and_lines(
+    addresses: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint8]]:
+    """Return the vpns referred to, int64[pages], and each reference's place there and line."""
+    page, line = np.empty(len(addresses), np.int32), np.empty(len(addresses), np.uint8)
+    found: list[tuple[slice, NDArray[np.int64]]] = []
+    for where, some in _parts(addresses):
+        of_part, place = np.unique(some >> PAGE_SHIFT, return_inverse=True)
+        page[where], line[where] = place, (some >> LINE_SHIFT) % LINES_PER_PAGE
+        found.append((where, of_part))
+    vpn = np.unique(np.concatenate([of_part for _, of_part in found]))
+    for where, of_part in found:
+        page[where] = np.searchsorted(vpn, of_part)[page[where]]
+    return vpn, page, line
 
 
 def _identity(vpn: NDArray[np.int64], leaf: int, levels: int, node_pages: int) -> Translations:

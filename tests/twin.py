@@ -176,6 +176,24 @@ class Cache(Rows):
         return self.row(line).pop(line, None)
 
 
+class Slices(Cache):
+    """A cache cut into one list of rows for each node of its socket, if clustered.
+
+    `homes` are the nodes whose lines have a list of their own, `home` tells a line's.
+    """
+
+    def __init__(self, spec, homes, home):
+        super().__init__(spec)
+        self.home, self.parts = home, {}
+        for place, node in enumerate(homes):
+            size = self.sets // len(homes)
+            self.parts[node] = self.rows[place * size : (place + 1) * size]
+
+    def row(self, number):
+        rows = self.parts.get(self.home(number), self.rows) if self.parts else self.rows
+        return rows[number % len(rows)]
+
+
 class Tlb(Rows):
     """Keys are (page number, size, owner); owner is a root or EVERYBODY."""
 
@@ -236,10 +254,14 @@ class Domain:
     `right` is "exclusive", "forward" or "shared" of every line the domain has.
     """
 
-    def __init__(self, machine: MachineSpec, number):
+    def __init__(self, machine: MachineSpec, number, home):
         self.number = number
-        self.llc = Cache(machine.llc)
-        self.filter = Cache(machine.llc.snoop_filter) if machine.llc.policy == "victim" else None
+        homes = []
+        if machine.llc.clusters > 1:
+            homes = [node for node, socket in enumerate(machine.sockets) if socket == number]
+        self.llc, self.filter = Slices(machine.llc, homes, home), None
+        if machine.llc.policy == "victim":
+            self.filter = Slices(machine.llc.snoop_filter, homes, home)
         self.cpus: list[Cpu] = []
         self.right: dict[int, str] = {}
         self.owner: dict[int, Cpu] = {}
@@ -317,7 +339,7 @@ class Twin:
         self.cpus = []
         for node in cpu_nodes:
             number = self.llc_number(node)
-            domain = domains.setdefault(number, Domain(machine, number))
+            domain = domains.setdefault(number, Domain(machine, number, self.home))
             self.cpus.append(Cpu(machine, node, domain))
         self.domains = list(domains.values())
         self.served = Counter()
@@ -328,6 +350,9 @@ class Twin:
         sockets = self.machine.sockets
         is_one_of_many = self.machine.llc.shared_by == "socket" and sockets is not None
         return sockets[node] if is_one_of_many else node
+
+    def home(self, line):
+        return next(node for node, end in enumerate(self.node_end_pfn) if end > line // 64)
 
     def flush(self):
         for cpu in self.cpus:
@@ -648,7 +673,7 @@ class Twin:
         holders = self.others(domain, line)
         forwarders = [other for other in holders if other.right[line] != "shared"]
         assert len(forwarders) <= 1
-        home = next(node for node, end in enumerate(self.node_end_pfn) if end > line // 64)
+        home = self.home(line)
         service = "dram", home
         for one in forwarders:
             name = "remote_llc"

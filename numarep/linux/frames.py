@@ -2,7 +2,8 @@
 
 Replica frames are placed congruent to what they copy, modulo every cache's number of sets, so
 that a copy conflicts in the caches exactly as its original did: what replication gains or costs
-is then never mixed up with the luck of another physical layout. (Assumed: real allocators give
+is then never mixed up with the luck of another physical layout. With sub-NUMA clusters they are so
+in the slices that their own node's memory has. (Assumed: real allocators give
 no such promise; layout noise is a study of its own.)
 
 >>> frames = Frames([(0, 1024), (1024, 2048)], used=[1], colours=4)

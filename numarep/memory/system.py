@@ -61,7 +61,7 @@ from numarep.memory.replacement import Policy
 from numarep.memory.streamer import STREAMS
 from numarep.memory.tlb import OWNERS, Tlbs, new_tlb
 from numarep.memory.vector import new_words
-from numarep.memory.view import ABSENT, Ahead, Cache, View, new_cache, table_of
+from numarep.memory.view import ABSENT, Ahead, Cache, View, new_cache, placed, table_of
 from numarep.spec import CacheSpec, MachineSpec
 
 __all__ = [
@@ -231,11 +231,14 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
         words=system.words,
         events=counts.events,
         cpu_place=system.cpu_domain << NODE_BITS | system.cpu_node,
-        node_place=system.node_end_pfn << NODE_BITS | _domain_of_node(system) + 1,
+        node_place=placed(
+            system.node_end_pfn, system.machine.cluster_of_node, _domain_of_node(system)
+        ),
         stride=layout.stride,
         shared=len(system.cpu_node) * layout.stride,
         shared_stride=layout.shared_stride,
         domains=system.domains,
+        clusters=system.machine.llc.clusters,
         cpu=cpu,
         node=int(system.cpu_node[cpu]),
         domain=int(system.cpu_domain[cpu]),

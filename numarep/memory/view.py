@@ -17,11 +17,21 @@ lines are dirty or owned. A line that only a victim LLC holds has its right ther
 
 Assumed: `line % sets` in the LLC and the snoop filter, whose slice hash is undisclosed.
 
->>> place = np.array([100, 100, 300]) << NODE_BITS | [1, 1, 2]  # node 1 has no memory
+With sub-NUMA clusters the rows of a socket's LLC, and of its snoop filter, are in equal shares:
+lines of a node's memory are in the one of its cluster, in row `line % share` of that, whichever
+core of the socket uses them; lines of other sockets' memory are in all rows, as without clusters.
+Source: Linux, arch/x86/kernel/smpboot.c, comment on intel_cod_cpu: the LLC is "shared for
+off-package data access but private to the NUMA node (half of the package) for on-package access";
+Luck, linux-kernel, 28 February 2023, "x86/resctrl: Add support for Sub-NUMA cluster (SNC) systems":
+shares are of the index, not of the ways, and are used by the other node of the socket, too.
+
+>>> place = placed([100, 100, 300], [0, 1, 0], [0, 0, 1])  # node 1 has no memory
 >>> [int(home_of(pfn * LINES_PER_PAGE, place)) for pfn in (99, 100)]
 [0, 2]
 >>> is_memory_of(1, 2, place), is_memory_of(0, 2, place)
 (True, False)
+>>> [int(_row_in_share(5, 6, 4, domain, place)) for domain in (0, 1)]  # in the first of shares of 4
+[2, 6]
 >>> cache = new_cache(0, sets=6, ways=8)
 >>> [row_number(line, cache) for line in (5, 6, 13, 2**52 - 1)], (2**52 - 1) % 6
 ([5, 0, 1, 3], 3)
@@ -32,9 +42,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from numarep.jit import jit
+from numarep.jit import jit, jit_apart
 from numarep.memory.batch import NODE_BITS, OPS
 from numarep.memory.recency import FLAG_BITS, find
 from numarep.memory.replacement import Policy, counts_hits, words_of
@@ -50,6 +60,9 @@ OWNER = (1 << FLAG_BITS) - (1 << OWNER_SHIFT)
 MOST_CPUS = (1 << (FLAG_BITS - OWNER_SHIFT)) - 1
 ABSENT = -1
 NODE_MASK = (1 << NODE_BITS) - 1
+DOMAIN_BITS = NODE_BITS + 1  # for none, too
+DOMAIN_MASK = (1 << DOMAIN_BITS) - 1
+END_SHIFT = DOMAIN_BITS + NODE_BITS
 LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
 
@@ -152,8 +165,9 @@ class View(NamedTuple):
 
     words : int64[cpus * stride + domains * shared_stride]; events : int64[event], of the counts.
     cpu_place : int64[cpus], domain << 8 | node, see `domain_of`, `node_of`.
-    node_place : int64[nodes], end_pfn << 8 | 1 + domain, whose memory it is; 0 without CPUs.
-    shared : where the domains' blocks begin. cpu, node, domain : of the CPU that runs.
+    node_place : int64[nodes], see `placed`.
+    shared : where the domains' blocks begin. clusters : of each, 1 = none.
+    cpu, node, domain : of the CPU that runs.
     directory : the inclusive LLC, or the snoop filter. victim : the LLC behind that filter.
     l1 : `table_of` L1 as fetches, loads and stores see it.
     ahead : int64[Ahead.END], what the run-ahead of L1 may have to take back.
@@ -168,6 +182,7 @@ class View(NamedTuple):
     shared: int
     shared_stride: int
     domains: int
+    clusters: int
     cpu: int
     node: int
     domain: int
@@ -228,6 +243,8 @@ def row_of(view: View, cpu: int, cache: Cache, line: int) -> int:
 def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
     row = row_number(line, cache)
+    if view.clusters > 1:
+        row = _row_in_share(line, row, cache.sets // view.clusters, domain, view.node_place)
     return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
 
 
@@ -241,12 +258,21 @@ def word_in(view: View, domain: int, cache: Cache | None, line: int) -> int:
     return first + way if way >= 0 else ABSENT
 
 
+def placed(end_pfn: ArrayLike, cluster: ArrayLike, domain: ArrayLike) -> NDArray[np.int64]:
+    """Pack what compiled code asks of each node's memory, int64[nodes].
+
+    Where it ends, its cluster in its socket, and the domain of that socket or node, or ABSENT.
+    """
+    of_cpus = np.asarray(domain, np.int64) + 1
+    return np.asarray(end_pfn, np.int64) << END_SHIFT | np.asarray(cluster) << DOMAIN_BITS | of_cpus
+
+
 @jit
 def home_of(line: int, node_place: NDArray[np.int64]) -> int:
     """Return the node whose memory holds a line: the first that ends above it."""
     pfn = line >> LINE_OF_PAGE_BITS
     node = 0
-    while pfn >= node_place[node] >> NODE_BITS:
+    while pfn >= node_place[node] >> END_SHIFT:
         node += 1
     return node
 
@@ -254,4 +280,19 @@ def home_of(line: int, node_place: NDArray[np.int64]) -> int:
 @jit
 def is_memory_of(domain: int, node: int, node_place: NDArray[np.int64]) -> bool:
     """Tell whether a node's memory is that of a domain."""
-    return bool(node_place[node] & NODE_MASK == domain + 1)
+    return bool(node_place[node] & DOMAIN_MASK == domain + 1)
+
+
+@jit_apart
+def _row_in_share(
+    line: int, row: int, share: int, domain: int, node_place: NDArray[np.int64]
+) -> int:
+    """Return the row of a domain's LLC where a line belongs, which is `row` but for its clusters.
+
+    `share` is how many rows each cluster has.
+    """
+    home = home_of(line, node_place)
+    if not is_memory_of(domain, home, node_place):
+        return row
+    cluster = node_place[home] >> DOMAIN_BITS & NODE_MASK
+    return int(cluster * share + row % share)

@@ -63,11 +63,14 @@ class LlcSpec(CacheSpec):
 
     inclusive: it holds every line that its CPUs' caches hold. victim: it is filled by what leaves
     the L2s, and a snoop filter holds the number of every line in them; `snoop_filter.size_bytes`
-    is how much cache the filter can cover.
+    is how much cache the filter can cover. clusters: of sub-NUMA clustering, one for each node of
+    a socket, with an equal share of the slices each, LLC and snoop filter; lines of a node's memory
+    lie in its cluster's only, whoever uses them, lines of other sockets' memory in all.
     """
 
     shared_by: Literal["node", "socket"]
     policy: Literal["inclusive", "victim"]
+    clusters: int = 1
     snoop_filter: CacheSpec | None = None  # of a victim LLC only
 
     def __post_init__(self) -> None:
@@ -79,6 +82,23 @@ class LlcSpec(CacheSpec):
             is_victim or not has_filter,
             "snoop_filter: expected none, because an inclusive LLC knows what its L2s hold",
         )
+        self._require_shares()
+
+    def _require_shares(self) -> None:
+        """Refuse clusters that can't have an equal share each."""
+        require_positive(self, "clusters")
+        require(
+            self.clusters == 1 or self.shared_by == "socket",
+            f"clusters: expected 1 of an LLC that is shared by a {self.shared_by}, got "
+            f"{self.clusters}",
+        )
+        sliced = {"size_bytes": self, "snoop_filter.size_bytes": self.snoop_filter}
+        for name, cache in sliced.items():
+            require(
+                cache is None or cache.sets % self.clusters == 0,
+                f"{name}: {cache and cache.sets} sets are no equal share for each of "
+                f"{self.clusters} clusters",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,7 +294,7 @@ class MachineSpec(Spec):
 
     `sockets` names the socket of each node; unless given, each node is a socket of its own. So
     cluster-on-die is two nodes a socket and an LLC a node, and sub-NUMA clustering two nodes a
-    socket and an LLC a socket, where each address has one slice in all of the socket's.
+    socket and an LLC a socket, of two `clusters`.
     `memoryless` lists nodes of CPUs without memory, which use the memory of the nearest node: by
     `slit[c][m]`, the firmware's distances, or unless given by the latencies `dram_ns`.
     `populated` takes the machine's first nodes only: whatever is told by node is cut to those.
@@ -320,6 +340,13 @@ class MachineSpec(Spec):
             set(self.memoryless) < set(range(self.nodes)),
             f"memoryless: expected some of the nodes 0 to {self.nodes - 1}, not all, got "
             f"{list(self.memoryless)}",
+        )
+        clusters, most = self.llc.clusters, max(map(sockets.count, sockets))
+        is_whole = all(sockets.count(socket) == clusters for socket in sockets)
+        require(
+            clusters == 1 or is_whole or (self.populated is not None and most <= clusters),
+            f"llc.clusters: expected as many as every socket has nodes, got {clusters} for "
+            f"sockets {list(sockets)}",
         )
 
     def _populate(self, nodes: int) -> None:
@@ -403,6 +430,12 @@ class MachineSpec(Spec):
         """Number of the LLC that the CPUs of each node share."""
         is_shared = self.llc.shared_by == "socket"
         return self.socket_of_node if is_shared else tuple(range(self.nodes))
+
+    @property
+    def cluster_of_node(self) -> tuple[int, ...]:
+        """Place of each node among those of its socket."""
+        sockets = self.socket_of_node
+        return tuple(sockets[:node].count(socket) for node, socket in enumerate(sockets))
 
     @property
     def caches(self) -> tuple[CacheSpec, ...]:

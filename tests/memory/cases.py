@@ -1,5 +1,6 @@
 """Random machines and streams small enough to fill, evict and share, made from a seed."""
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -83,6 +84,35 @@ def random_llc(rng: random.Random, l2: CacheSpec) -> LlcSpec:
     while made.size_bytes < l2.size_bytes:
         made = llc(rng.randint(1, 7), rng.randint(1, 5), shared_by=shared_by)
     return made
+
+
+def with_clusters(rng: random.Random, machine: MachineSpec) -> MachineSpec:
+    """Give sockets as many nodes each, which their LLC has a share of rows for."""
+    wanted = [count for count in range(2, machine.nodes + 1) if machine.nodes % count == 0]
+    if not wanted or rng.random() < 0.5:
+        return machine
+    clusters = rng.choice(wanted)
+    sockets = [*range(machine.nodes // clusters)] * clusters
+    rng.shuffle(sockets)
+
+    def larger(spec):
+        times = rng.choice([clusters, clusters // math.gcd(spec.sets, clusters)])
+        return replace(spec, size_bytes=spec.size_bytes * times)
+
+    last = larger(machine.llc)
+    if last.snoop_filter is not None:
+        last = replace(last, snoop_filter=larger(last.snoop_filter))
+    last = replace(last, shared_by="socket", clusters=clusters)
+    return replace(machine, sockets=tuple(sockets), llc=last)
+
+
+def random_ends(rng: random.Random, nodes: int) -> np.ndarray:
+    """Where nodes end: each has as much memory, or some less and some more, often none."""
+    if rng.random() < 0.5:
+        return np.cumsum([FRAMES_PER_NODE] * nodes)
+    frames = nodes * FRAMES_PER_NODE
+    ends = rng.choices(range(0, frames + 1, FRAMES_PER_NODE // 2), k=nodes - 1)
+    return np.array([*sorted(ends), frames])
 
 
 def random_sockets(rng: random.Random, nodes: int) -> tuple[int, ...] | None:
@@ -248,11 +278,11 @@ def random_case(seed: int, records: int) -> Case:
         size = min(records, rng.randint(1, 60))
         turns.append((rng.randrange(len(cpu_nodes)), random_records(rng, len(pages), size)))
         records -= size
-    ends = np.cumsum([FRAMES_PER_NODE] * nodes)
     machine = small_machine(rng, nodes)
     if rng.random() < 0.7:
         machine = with_policies(rng, machine)
-    return Case(machine, cpu_nodes, ends, pages, turns)
+    machine = with_clusters(rng, machine)
+    return Case(machine, cpu_nodes, random_ends(rng, nodes), pages, turns)
 
 
 def run_core(case: Case, system=None):

@@ -11,6 +11,8 @@ from tests.benchmarks.core import machine_preset
 
 FILTER = {"size_bytes": 1 << 20, "ways": 16, "replacement": "lru"}
 VICTIM = {**FILTER, "shared_by": "node", "policy": "victim"}
+CLUSTERS = {**VICTIM, "snoop_filter": FILTER, "shared_by": "socket", "clusters": 2}
+ODD = {**FILTER, "size_bytes": 513 * 1024}  # 513 sets
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -44,6 +46,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
             {**VICTIM, "snoop_filter": {**FILTER, "size_bytes": 1000, "ways": 8}},
             "machine.llc.snoop_filter.size_bytes: 1000 is not a whole number of sets",
         ),
+        ("llc.clusters", 0, "machine.llc.clusters: expected a positive"),
+        ("llc.clusters", 2, "machine.llc.clusters: expected 1 of an LLC that is shared by a node"),
+        ("llc", CLUSTERS, "llc.clusters: expected as many as every socket has nodes, got 2 for"),
+        ("llc", {**CLUSTERS, **ODD}, "machine.llc.size_bytes: 513 sets are no equal share for"),
+        (
+            "llc",
+            {**CLUSTERS, "snoop_filter": ODD},
+            "machine.llc.snoop_filter.size_bytes: 513 sets are no equal share for each of 2",
+        ),
         ("latency.peer_ns", 20.0, "machine.latency.peer_ns: another core's cache (20.0 ns)"),
         ("latency.peer_ns", None, "machine.latency.peer_ns: expected"),
     ],
@@ -67,3 +78,11 @@ def test_nodes_share_an_llc_or_not():
     described["llc"]["shared_by"] = "socket"
     assert parse(MachineSpec, described).llc_of_node == (0, 0, 1, 1)
     assert machine_preset("e5_2690_v3").llc_of_node == (0, 1)
+
+
+def test_few_nodes_of_a_clustered_machine_are_where_they_were():
+    """Without the socket's other nodes, their share is that of other sockets' memory still."""
+    described = as_mapping(machine_preset("skylake_sp_snc2"))
+    for populated, clusters in ((None, (0, 1, 0, 1)), (3, (0, 1, 0)), (1, (0,))):
+        machine = parse(MachineSpec, {**described, "populated": populated})
+        assert (machine.llc.clusters, machine.cluster_of_node) == (2, clusters)

@@ -14,13 +14,26 @@ from numarep.memory.replacement import MORE_WORDS, Policy
 from numarep.memory.system import System, run
 from numarep.memory.view import DIRTY, FORWARD, NOT_ALONE, OWNER, OWNER_SHIFT, SHARED, Cache
 from numarep.spec import PrefetchSpec
+from numarep.units import LINES_PER_PAGE
 from tests.memory.cases import Case, as_stream, as_translations, random_case, run_core
 
 SEEDS = st.integers(0, 2**32)
 RECORDS = st.integers(1, 300)
 
 
-def flags_in(system: System, block: int, structure: Cache) -> dict[int, int]:
+def row_in_share(system: System, domain: int, cache: Cache, line: int) -> int:
+    """The row of a domain's cache where a line belongs: in the share of its home's cluster."""
+    machine, nodes = system.machine, system.cpu_node[system.cpu_domain == domain]
+    home = int(np.searchsorted(system.node_end_pfn, line // LINES_PER_PAGE, side="right"))
+    llcs, share = machine.llc_of_node, cache.sets // machine.llc.clusters
+    if machine.llc.clusters == 1 or llcs[home] != llcs[nodes[0]]:
+        return line % cache.sets
+    return llcs[:home].count(llcs[home]) * share + line % share
+
+
+def flags_in(
+    system: System, block: int, structure: Cache, domain: int | None = None
+) -> dict[int, int]:
     """Lines of one cache and their flags; checks its rows on the way."""
     first = block + structure.offset
     rows = system.words[first : first + structure.sets * structure.pitch]
@@ -38,8 +51,12 @@ def flags_in(system: System, block: int, structure: Cache) -> dict[int, int]:
         assert (beyond == EMPTY).all()
         for word in full:
             assert word >> FLAG_BITS not in held
-            assert (word >> FLAG_BITS) % structure.sets == row
-            held[word >> FLAG_BITS] = word & FLAGS
+            line = int(word >> FLAG_BITS)
+            if domain is None:
+                assert line % structure.sets == row
+            else:
+                assert row_in_share(system, domain, structure, line) == row
+            held[line] = word & FLAGS
     return held
 
 
@@ -67,7 +84,7 @@ def domains(system: System) -> Iterator[Held]:
     shared = len(system.cpu_node) * layout.stride
     for domain in range(system.domains):
         outer = [
-            flags_in(system, shared + domain * layout.shared_stride, cache)
+            flags_in(system, shared + domain * layout.shared_stride, cache, domain)
             for cache in layout.shared
         ]
         cpus = {

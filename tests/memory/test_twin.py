@@ -52,7 +52,7 @@ def test_equals_twin_count_for_count(seed, records):
 
 def test_random_cases_reach_every_event_and_service():
     events, cells = Counter(), Counter()
-    for seed in range(60):
+    for seed in range(100):
         _, counts = run_core(random_case(seed, 300))
         events.update(events_by_name(counts))
         for access, level, _, service, _, overlap in served_by_name(counts):

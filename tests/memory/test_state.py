@@ -179,7 +179,7 @@ def test_dirty_data_is_written_back_once(seed, records):
 def test_random_cases_share_llcs(policy):
     """Of both kinds, with several CPUs and with several domains."""
     shapes = set()
-    for seed in range(100):
+    for seed in range(200):
         case = random_case(seed, 0)
         if case.machine.llc.policy == policy:
             system = case.system()

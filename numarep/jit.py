@@ -54,15 +54,15 @@ class _Part(JITCodeLibrary):
     Left to itself numba optimises and assembles every helper alone: half of the compile time.
     """
 
-    is_apart = False
+    attribute: str | None = "alwaysinline"  # for LLVM
 
     def add_ir_module(self, ir_module: Any) -> None:
         # Not numba's option `forceinline`: callers hand it down, so that what is called by both
         # kinds would be compiled twice.
-        if not self.is_apart:
+        if self.attribute is not None:
             for function in ir_module.functions:
                 if not function.is_declaration:
-                    function.attributes.add("alwaysinline")
+                    function.attributes.add(self.attribute)
         super().add_ir_module(ir_module)
 
     def _optimize_final_module(self) -> None:
@@ -84,16 +84,20 @@ class _Part(JITCodeLibrary):
 
 
 class _PartCompiler(Compiler):
-    is_apart = False
+    attribute: str | None = "alwaysinline"
 
     def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
         part = _Part(target.codegen(), "part")
-        part.is_apart = self.is_apart
+        part.attribute = self.attribute
         super().__init__(typing, target, library or part, *rest)
 
 
 class _ApartCompiler(_PartCompiler):
-    is_apart = True
+    attribute = None
+
+
+class _RareCompiler(_PartCompiler):
+    attribute = "cold"
 
 
 class _Cache(FunctionCache):
@@ -120,6 +124,12 @@ def jit(function: F) -> F:
 def jit_apart(function: F) -> F:
     """Let compiled functions call this one; it isn't part of their code, as it is big or rare."""
     helper: F = register_jitable(**_HELPER, pipeline_class=_ApartCompiler)(function)
+    return helper
+
+
+def jit_rare(function: F) -> F:
+    """Do so of what most runs never call: what it costs, they pay nothing of."""
+    helper: F = register_jitable(**_HELPER, pipeline_class=_RareCompiler)(function)
     return helper
 
 

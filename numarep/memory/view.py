@@ -30,8 +30,8 @@ shares are of the index, not of the ways, and are used by the other node of the 
 [0, 2]
 >>> is_memory_of(1, 2, place), is_memory_of(0, 2, place)
 (True, False)
->>> [int(_row_in_share(5, 6, 4, domain, place)) for domain in (0, 1)]  # in the first of shares of 4
-[2, 6]
+>>> [int(_row_in_share(5, 5, 8, 2, domain, place)) for domain in (0, 1)]  # in the first of 2 shares
+[1, 5]
 >>> cache = new_cache(0, sets=6, ways=8)
 >>> [row_number(line, cache) for line in (5, 6, 13, 2**52 - 1)], (2**52 - 1) % 6
 ([5, 0, 1, 3], 3)
@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numarep.jit import jit, jit_apart
+from numarep.jit import jit, jit_rare
 from numarep.memory.batch import NODE_BITS, OPS
 from numarep.memory.recency import FLAG_BITS, find
 from numarep.memory.replacement import Policy, counts_hits, words_of
@@ -244,7 +244,7 @@ def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
     row = row_number(line, cache)
     if view.clusters > 1:
-        row = _row_in_share(line, row, cache.sets // view.clusters, domain, view.node_place)
+        row = _row_in_share(line, row, cache.sets, view.clusters, domain, view.node_place)
     return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
 
 
@@ -283,16 +283,14 @@ def is_memory_of(domain: int, node: int, node_place: NDArray[np.int64]) -> bool:
     return bool(node_place[node] & DOMAIN_MASK == domain + 1)
 
 
-@jit_apart
+@jit_rare
 def _row_in_share(
-    line: int, row: int, share: int, domain: int, node_place: NDArray[np.int64]
+    line: int, row: int, sets: int, clusters: int, domain: int, node_place: NDArray[np.int64]
 ) -> int:
-    """Return the row of a domain's LLC where a line belongs, which is `row` but for its clusters.
-
-    `share` is how many rows each cluster has.
-    """
+    """Return the row of a domain's LLC where a line belongs, `row` if it weren't for clusters."""
     home = home_of(line, node_place)
     if not is_memory_of(domain, home, node_place):
         return row
+    share = sets // clusters
     cluster = node_place[home] >> DOMAIN_BITS & NODE_MASK
     return int(cluster * share + row % share)

@@ -118,11 +118,14 @@ class System:
         return int(self.cpu_domain.max()) + 1
 
 
-def _placed(caches: Iterable[CacheSpec], start: int) -> tuple[tuple[Cache, ...], int]:
+def _placed(
+    caches: Iterable[CacheSpec], start: int, clusters: int = 1
+) -> tuple[tuple[Cache, ...], int]:
     """Place caches one after the other; return them and where they end."""
     placed = []
     for cache in caches:
-        placed.append(new_cache(start, cache.sets, cache.ways, Policy[cache.replacement.upper()]))
+        policy = Policy[cache.replacement.upper()]
+        placed.append(new_cache(start, cache.sets, cache.ways, policy, clusters))
         start += cache.sets * placed[-1].pitch
     return tuple(placed), start
 
@@ -141,7 +144,7 @@ def _layout(machine: MachineSpec) -> Layout:
     streams, end = end, end + STREAMS * machine.prefetch.stream
     snoop_filter = machine.llc.snoop_filter
     outer = (machine.llc,) if snoop_filter is None else (machine.llc, snoop_filter)
-    shared, shared_end = _placed(outer, 0)
+    shared, shared_end = _placed(outer, 0, machine.llc.clusters)
     return Layout(private, Tlbs(*tlbs), streams, end, shared, shared_end)
 
 

@@ -30,7 +30,7 @@ shares are of the index, not of the ways, and are used by the other node of the 
 [0, 2]
 >>> is_memory_of(1, 2, place), is_memory_of(0, 2, place)
 (True, False)
->>> [int(_row_in_share(5, 5, 8, 2, domain, place)) for domain in (0, 1)]  # in the first of 2 shares
+>>> [_row_in_share(5, 5, 4, 2**46, domain, place) for domain in (0, 1)]  # in the first of 2 shares
 [1, 5]
 >>> cache = new_cache(0, sets=6, ways=8)
 >>> [row_number(line, cache) for line in (5, 6, 13, 2**52 - 1)], (2**52 - 1) % 6
@@ -65,6 +65,8 @@ DOMAIN_MASK = (1 << DOMAIN_BITS) - 1
 END_SHIFT = DOMAIN_BITS + NODE_BITS
 LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
+SHARE_BITS = 48
+
 
 class Cache(NamedTuple):
     """One cache's place in every block, of a CPU or of a domain."""
@@ -77,14 +79,21 @@ class Cache(NamedTuple):
     shift: int
     pitch: int  # words from row to row
     policy: int | None  # see `replacement`; None is LRU, known when compiled
+    share: int  # rows of each cluster
+    shares: int  # see `_row_in_share`
 
 
-def new_cache(offset: int, sets: int, ways: int, policy: int = Policy.LRU) -> Cache:
+def new_cache(
+    offset: int, sets: int, ways: int, policy: int = Policy.LRU, clusters: int = 1
+) -> Cache:
     """Return the place of a cache."""
+    share = sets // clusters
     mask = sets - 1 if sets & (sets - 1) == 0 else -1
     shift = sets.bit_length() - 1
     inverse = -(-(1 << 64 + shift) // sets) - (1 << 64)  # as a signed word
-    return Cache(offset, sets, ways, mask, inverse, shift, words_of(ways, policy), int(policy))
+    shares = -(-(1 << SHARE_BITS) // share)
+    pitch = words_of(ways, policy)
+    return Cache(offset, sets, ways, mask, inverse, shift, pitch, int(policy), share, shares)
 
 
 class At(IntEnum):
@@ -244,7 +253,7 @@ def shared_row_of(view: View, domain: int, cache: Cache, line: int) -> int:
     """Return the first word of the row of a domain's LLC or snoop filter where a line belongs."""
     row = row_number(line, cache)
     if view.clusters > 1:
-        row = _row_in_share(line, row, cache.sets, view.clusters, domain, view.node_place)
+        row = _row_in_share(line, row, cache.share, cache.shares, domain, view.node_place)
     return view.shared + domain * view.shared_stride + cache.offset + row * cache.pitch
 
 
@@ -285,12 +294,15 @@ def is_memory_of(domain: int, node: int, node_place: NDArray[np.int64]) -> bool:
 
 @jit_rare
 def _row_in_share(
-    line: int, row: int, sets: int, clusters: int, domain: int, node_place: NDArray[np.int64]
+    line: int, row: int, share: int, shares: int, domain: int, node_place: NDArray[np.int64]
 ) -> int:
-    """Return the row of a domain's LLC where a line belongs, `row` if it weren't for clusters."""
+    """Return the row of a domain's LLC where a line belongs, `row` if it weren't for clusters.
+
+    `shares` is 2^48 / share rounded up: `row * shares >> 48` is `row // share` while the number of
+    rows times `share` is below 2^48 (see `row_number`).
+    """
     home = home_of(line, node_place)
     if not is_memory_of(domain, home, node_place):
         return row
-    share = sets // clusters
-    cluster = node_place[home] >> DOMAIN_BITS & NODE_MASK
-    return int(cluster * share + row % share)
+    cluster = int(node_place[home] >> DOMAIN_BITS & NODE_MASK)
+    return row + (cluster - (row * shares >> SHARE_BITS)) * share

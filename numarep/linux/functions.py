@@ -27,7 +27,7 @@ from numarep.memory.kinds import Kind
 from numarep.units import LINE_BYTES, LINE_SHIFT, LINES_PER_PAGE
 from numarep.workload.trace import Trace
 
-_CODE = "^[tTwW]$"  # no Arrow array: making one loads pandas where that is installed
+_CODE = pa.array(["t", "T", "w", "W"])
 _ALIAS = "__ia32_"  # the same code as a 32-bit system call
 USER, OTHER = "[user]", "[other]"
 
@@ -60,7 +60,7 @@ def owners_of(text: Section, symbols: pa.Table) -> Owners:
     inside = pc.and_(
         pc.greater_equal(symbols["address"], text.start), pc.less(symbols["address"], text.end)
     )
-    code = symbols.filter(pc.and_(inside, pc.match_substring_regex(symbols["type"], _CODE)))
+    code = symbols.filter(pc.and_(inside, pc.is_in(symbols["type"], _CODE)))
     rank = pc.cast(pc.starts_with(code["name"], _ALIAS), pa.int8())
     # Of several names of one address the 64-bit one, then the first by name.
     ordered = code.append_column("rank", rank).sort_by(

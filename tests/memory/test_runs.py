@@ -1,5 +1,7 @@
 """Runs of a stream, 32 records at a time and one by one, against grouping them by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,10 @@ from hypothesis import strategies as st
 from numarep.jit import jit_entry
 from numarep.memory import runs
 from numarep.memory.batch import BATCH, Batch, Stream, key_of, new_batch
+from numarep.memory.counts import Service
 from numarep.memory.kinds import Kind
+from numarep.streams import count_stream, toy_machine
+from numarep.units import LINE_BYTES
 
 merge_compiled = jit_entry(runs.merge)
 PAGES = 3
@@ -70,3 +75,14 @@ def test_runs_are_those_grouped_by_hand(merge, seed, distinct, start, always, ha
         assert batch[part : part + size].tolist() == [run[column] for run in made]
     assert batch[Batch.PASSED + size] == passed
     assert batch[Batch.ACCESSES + size] == accesses
+
+
+def test_a_prefetch_may_evict_the_line_that_caused_it():
+    """So with prefetchers the next access just like it is no part of its run (see `may_skip`)."""
+    toy = toy_machine()
+    one_line = replace(toy.llc, size_bytes=LINE_BYTES, ways=1)
+    prefetch = replace(toy.prefetch, next_line_fetch=True)
+    small = {name: replace(toy.l2, size_bytes=LINE_BYTES, ways=1) for name in ("l1i", "l1d", "l2")}
+    machine = replace(toy, llc=one_line, prefetch=prefetch, **small)
+    counts = count_stream(machine, np.full(3, Kind.FETCH), np.full(3, 4096))
+    assert counts.served[Kind.FETCH, 0, :, Service.DRAM].sum() == 3

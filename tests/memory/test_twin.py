@@ -11,7 +11,7 @@ from collections import Counter
 import numba
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numarep.memory.counts import Counts, Event
@@ -39,7 +39,6 @@ CASES = int(os.environ.get("NUMAREP_TWIN_CASES", "500" if numba.config.DISABLE_J
 
 
 @settings(max_examples=CASES, deadline=None)
-@example(seed=1, records=125)  # a prefetch evicts the line that caused it
 @given(seed=SEEDS, records=st.integers(1, 400))
 def test_equals_twin_count_for_count(seed, records):
     case = random_case(seed, records)

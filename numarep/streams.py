@@ -166,6 +166,7 @@ def toy_machine() -> MachineSpec:
             "tlbs": dict.fromkeys(sizes, tlb),
             "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
             "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
+            "cores_per_node": 1,
             "latency": latency | writes | {"remote_llc_ns": [[20.0]], "dram_ns": [[100.0]]},
             "prefetch": dict.fromkeys(("next_line_fetch", "adjacent_line", "stream"), False),
             "pcid": False,

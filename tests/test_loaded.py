@@ -129,11 +129,14 @@ def test_curves_that_can_not_be_are_refused(change: dict[str, object], message: 
         parse(LoadedSpec, good | change, "loaded")
 
 
-def test_loads_share_a_state_and_need_a_curve() -> None:
+def test_loads_share_a_state_and_need_a_curve_and_cores() -> None:
     points = expand(["study=single", "load.cpus_per_node=0,11"]).points
     idle, loaded = (parse(RunSpec, point) for point in points)
     assert idle != loaded
     assert state_key(idle) == state_key(loaded)
+    (crowded,) = expand(["study=single", "load.cpus_per_node=12"]).points
+    with pytest.raises(SpecError, match=r"^load.cpus_per_node: expected at most 11 .* 12 cores"):
+        parse(RunSpec, crowded)
     (unknown,) = expand(["study=single", "machine=xeon_8s", "load.cpus_per_node=1"]).points
     with pytest.raises(SpecError, match=r"load.cpus_per_node: expected 0, because no loaded"):
         parse(RunSpec, unknown)

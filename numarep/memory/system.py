@@ -18,7 +18,7 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 >>> machine = parse(MachineSpec, {
 ...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2"), cache), "llc": llc,
 ...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
-...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
+...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192}, "cores_per_node": 1,
 ...     "latency": {**cycles, **writes, "remote_llc_ns": [[20]], "dram_ns": [[100]]},
 ...     "prefetch": dict.fromkeys(("next_line_fetch", "adjacent_line", "stream"), False),
 ...     "pcid": False})

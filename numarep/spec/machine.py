@@ -312,12 +312,14 @@ class MachineSpec(Spec):
     tlbs: TlbsSpec
     psc: PscSpec
     core: CoreSpec
+    cores_per_node: int  # which only a run's load asks for
     latency: LatencySpec
     prefetch: PrefetchSpec
     pcid: bool  # a CR3 write drops nothing: entries are tagged by root
 
     def __post_init__(self) -> None:
         """Refuse sockets and distances that don't fit the nodes, and a hierarchy out of order."""
+        require_positive(self, "cores_per_node")
         self._require_nodes()
         self._require_distances()
         self._require_order()

@@ -274,6 +274,13 @@ class RunSpec(Spec):
             f"load.cpus_per_node: expected 0, because no loaded latencies of {self.machine.name} "
             "are known (machine.latency.loaded)",
         )
+        most = self.machine.cores_per_node - 1
+        require(
+            self.load.cpus_per_node <= most,
+            f"load.cpus_per_node: expected at most {most} beside the counted CPU, because a node "
+            f"of {self.machine.name} has {most + 1} cores (machine.cores_per_node), got "
+            f"{self.load.cpus_per_node}",
+        )
         require(
             self.machine.nodes <= self.kernel.max_numnodes,
             f"kernel.max_numnodes: expected at least the {self.machine.nodes} nodes of "

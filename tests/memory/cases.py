@@ -150,6 +150,7 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
         psc=PscSpec(pgd=tlb(), pud=tlb(), pmd=tlb()),
         core=core
         or CoreSpec(ghz=2.0, base_ipc=rng.choice([1.0, 1.7]), reorder_window=rng.randint(1, 40)),
+        cores_per_node=5,
         latency=LatencySpec(
             l1_cycles=4,
             l2_cycles=12,

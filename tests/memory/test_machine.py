@@ -46,6 +46,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
             {**VICTIM, "snoop_filter": {**FILTER, "size_bytes": 1000, "ways": 8}},
             "machine.llc.snoop_filter.size_bytes: 1000 is not a whole number of sets",
         ),
+        ("cores_per_node", 0, "machine.cores_per_node: expected a positive"),
         ("llc.clusters", 0, "machine.llc.clusters: expected a positive"),
         ("llc.clusters", 2, "machine.llc.clusters: expected 1 of an LLC that is shared by a node"),
         ("llc", CLUSTERS, "llc.clusters: expected as many as every socket has nodes, got 2 for"),

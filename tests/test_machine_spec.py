@@ -109,7 +109,7 @@ def broken_tlb(machine: Mapping, rng: random.Random) -> str:
 
 def small_llc(machine: Mapping, _: random.Random) -> str:
     machine["llc"] |= {"policy": "inclusive", "snoop_filter": None}
-    machine["llc"]["size_bytes"] = machine["llc"]["ways"] * 64
+    machine["llc"]["size_bytes"] = machine["llc"]["clusters"] * machine["llc"]["ways"] * 64
     return r"llc\.size_bytes: an inclusive LLC can't be smaller than L2"
 
 

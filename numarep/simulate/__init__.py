@@ -38,8 +38,8 @@ __all__ = [
 
 # Raise when counts or times of the same spec change: results of different models never mix.
 MODEL_VERSION = 6
-# What only pricing reads of a machine (see price.py, loaded.py); points that differ in nothing else,
-# and in the run's `load`, share one simulation.
+# What only pricing reads of a machine (see price.py, loaded.py); points that differ in nothing
+# else, and in the run's `load`, share one simulation.
 _PRICED = {"latency": None, "core": ("ghz", "base_ipc"), "cores_per_node": None}
 
 

@@ -163,7 +163,7 @@ def toy_machine() -> MachineSpec:
             "name": "toy",
             **dict.fromkeys(("l1i", "l1d", "l2"), cache),
             "llc": {**cache, "shared_by": "node", "policy": "inclusive"},
-            "tlbs": dict.fromkeys(sizes, tlb),
+            "tlbs": {**dict.fromkeys(sizes, tlb), "stlb_holds_2m": True},
             "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
             "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192},
             "cores_per_node": 1,

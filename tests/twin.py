@@ -303,7 +303,11 @@ class Cpu:
         tlbs = machine.tlbs
         self.itlb = {"4k": Tlb(tlbs.itlb_4k), "2m": Tlb(tlbs.itlb_2m)}
         self.dtlb = {"4k": Tlb(tlbs.dtlb_4k), "2m": Tlb(tlbs.dtlb_2m), "1g": Tlb(tlbs.dtlb_1g)}
-        self.stlb = Tlb(tlbs.stlb)
+        self.stlb = {"4k": Tlb(tlbs.stlb)}  # by what it holds
+        if tlbs.stlb_holds_2m:
+            self.stlb["2m"] = self.stlb["4k"]
+        if tlbs.stlb_1g:
+            self.stlb["1g"] = Tlb(tlbs.stlb_1g)
         psc = machine.psc
         self.psc = {2: Tlb(psc.pmd), 3: Tlb(psc.pud), 4: Tlb(psc.pgd)}
         self.streams = LruRow(32)  # by frame
@@ -311,7 +315,7 @@ class Cpu:
 
     @property
     def tlbs(self):
-        return [*self.itlb.values(), *self.dtlb.values(), self.stlb]
+        return [*self.itlb.values(), *self.dtlb.values(), *self.stlb.values()]
 
     @property
     def inner(self):
@@ -468,11 +472,12 @@ class Twin:
         self.events[f"{side}_misses"] += 1
         array.add(number, name, owner)
         who = "fetch" if side == "itlb" else "data"
-        if size != "1g":
-            if cpu.stlb.hit(number, name, page.root):
+        if size in cpu.stlb:
+            number = page_number(page.vpn, size)
+            if cpu.stlb[size].hit(number, size, page.root):
                 self.events[f"stlb_{who}_hits"] += 1
                 return None
-            cpu.stlb.add(number, name, owner)
+            cpu.stlb[size].add(number, size, owner)
         self.events[f"{who}_walks"] += 1
         return self.walk(cpu, page)
 

@@ -1,13 +1,16 @@
 """What the stages need of each page of a stream, laid out once for compiled code.
 
->>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(9)])
+>>> tlbs = Tlbs(*[new_tlb(128 * n, 16, 4) for n in range(10)])
+>>> stlbs = tlbs.stlb, tlbs.stlb, tlbs.stlb_1g
 >>> none = np.array([0])
 >>> table = np.array([[2, 3, 4, 5, -1]])
->>> page = pages_of(np.array([513]), np.array([7]), none + 1, none, none + 3, table, none, tlbs, 0)
+>>> rows = np.array([513]), np.array([7]), none + 1, none, none + 3, table, none
+>>> page = pages_of(*rows, tlbs, stlbs, 0)
 >>> int(page[Of.LINE]), int(page[Of.FETCH]) >> WAYS_BITS  # row 1 of the first TLB
 (448, 8)
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -21,6 +24,7 @@ from numarep.memory.tlb import (
     LEVEL_BITS,
     OWNER_BITS,
     VPN_MASK,
+    Tlb,
     Tlbs,
     new_tlb,
 )
@@ -38,7 +42,8 @@ class Of(IntEnum):
     """Columns of what the stages need of each page, two host cache lines a page.
 
     FETCH, DATA and STLB say where the page's row of that TLB of the CPU lies and how long it is,
-    `first << 8 | ways`; the STLB's is NONE for 1G pages. Walks alone read from VPN on.
+    `first << 8 | ways`; the STLB's is NONE where none holds such pages. Walks alone read from VPN
+    on.
     """
 
     LINE = 0  # of the frame's first byte
@@ -63,12 +68,13 @@ def pages_of(
     table: NDArray[np.int64],
     region: NDArray[np.int64],
     tlbs: Tlbs,
+    stlbs: Sequence[Tlb],
     base: int,
 ) -> NDArray[np.int64]:
     """Return what the stages need of each page, int64[p * 16]; `root` in small numbers.
 
-    `base` is the first word of the CPU's block. The ITLB holds 1G pages as 2M splinters: the
-    number of a 2M page, the level of a 1G leaf.
+    `stlbs` hold 4K, 2M and 1G pages; `base` is the first word of the CPU's block. The ITLB holds 1G
+    pages as 2M splinters: the number of a 2M page, the level of a 1G leaf.
     """
     pages = new_words(len(vpn) << PAGE_BITS).reshape(-1, 1 << PAGE_BITS)
     pages[:, Of.LINE] = pfn * LINES_PER_PAGE
@@ -83,9 +89,9 @@ def pages_of(
         places = [
             (Of.FETCH, fetch_size, tlbs[ITLB_4K + fetch_size - 1]),
             (Of.DATA, size, tlbs[DTLB_4K + size - 1]),
-            (Of.STLB, size, tlbs.stlb),
+            (Of.STLB, size, stlbs[size - 1]),
         ]
-        for column, page_size, tlb in places if size < PUD else places[:2]:
+        for column, page_size, tlb in places if stlbs[size - 1].sets else places[:2]:
             number = (vpn[rows] & VPN_MASK) >> (TABLE_SHIFT * (page_size - 1))
             first = base + tlb.offset + number % tlb.sets * tlb.pitch
             pages[rows, column] = first << WAYS_BITS | tlb.ways

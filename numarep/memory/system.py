@@ -17,7 +17,8 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 >>> writes = {"cr3_write_cycles": 100, "invlpg_cycles": 100, "ipi_cycles": 5000}
 >>> machine = parse(MachineSpec, {
 ...     "name": "toy", **dict.fromkeys(("l1i", "l1d", "l2"), cache), "llc": llc,
-...     "tlbs": dict.fromkeys(sizes, tlb), "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
+...     "tlbs": {**dict.fromkeys(sizes, tlb), "stlb_holds_2m": True},
+...     "psc": dict.fromkeys(("pgd", "pud", "pmd"), tlb),
 ...     "core": {"ghz": 2.0, "base_ipc": 2.0, "reorder_window": 192}, "cores_per_node": 1,
 ...     "latency": {**cycles, **writes, "remote_llc_ns": [[20]], "dram_ns": [[100]]},
 ...     "prefetch": dict.fromkeys(("next_line_fetch", "adjacent_line", "stream"), False),
@@ -56,10 +57,10 @@ from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
 from numarep.memory.pages import pages_of
 from numarep.memory.prefetch import ADJACENT, NEXT_LINE, STREAM
-from numarep.memory.recency import EMPTY, pitch_of
+from numarep.memory.recency import EMPTY
 from numarep.memory.replacement import Policy
 from numarep.memory.streamer import STREAMS
-from numarep.memory.tlb import OWNERS, Tlbs, new_tlb
+from numarep.memory.tlb import OWNERS, Tlb, Tlbs, new_tlb
 from numarep.memory.vector import new_words
 from numarep.memory.view import ABSENT, Ahead, Cache, View, new_cache, placed, table_of
 from numarep.spec import CacheSpec, MachineSpec
@@ -82,6 +83,7 @@ class Layout(NamedTuple):
 
     private: tuple[Cache, ...]  # L1I, L1D, L2
     tlbs: Tlbs
+    stlbs: tuple[Tlb, ...]  # of `tlbs`, what holds 4K, 2M and 1G pages
     streams: int  # of the stream prefetcher; where the block ends if there is none
     stride: int
     shared: tuple[Cache, ...]  # the LLC and, behind a victim LLC, its snoop filter
@@ -133,19 +135,21 @@ def _placed(
 def _layout(machine: MachineSpec) -> Layout:
     """Place every structure of a CPU, and of a domain, in its block."""
     private, end = _placed((machine.l1i, machine.l1d, machine.l2), 0)
-    tlbs = []
+    tlbs, none = list[Tlb](), new_tlb(end, 0, 0)
     spec, psc = machine.tlbs, machine.psc
     for tlb in (
         *(spec.itlb_4k, spec.itlb_2m, spec.dtlb_4k, spec.dtlb_2m, spec.dtlb_1g, spec.stlb),
-        *(psc.pmd, psc.pud, psc.pgd),
+        *(spec.stlb_1g, psc.pmd, psc.pud, psc.pgd),
     ):
-        tlbs.append(new_tlb(end, tlb.sets, tlb.ways))
-        end += tlb.sets * pitch_of(tlb.ways)
+        tlbs.append(new_tlb(end, tlb.sets, tlb.ways) if tlb else none)
+        end += tlbs[-1].sets * tlbs[-1].pitch
     streams, end = end, end + STREAMS * machine.prefetch.stream
     snoop_filter = machine.llc.snoop_filter
     outer = (machine.llc,) if snoop_filter is None else (machine.llc, snoop_filter)
     shared, shared_end = _placed(outer, 0, machine.llc.clusters)
-    return Layout(private, Tlbs(*tlbs), streams, end, shared, shared_end)
+    where = Tlbs(*tlbs)
+    stlbs = where.stlb, where.stlb if spec.stlb_holds_2m else none, where.stlb_1g
+    return Layout(private, where, stlbs, streams, end, shared, shared_end)
 
 
 def new_system(
@@ -192,8 +196,7 @@ def flush(system: System) -> None:
 
 def _pages(system: System, cpu: int, translations: Translations) -> NDArray[np.int64]:
     """Return what the stages need of each page; unknown roots are numbered, in place."""
-    tlbs, base = system.layout.tlbs, cpu * system.layout.stride
-    roots = system.roots
+    layout, roots = system.layout, system.roots
     distinct, place = np.unique(translations.root, return_inverse=True)
     for pfn in distinct.tolist():
         roots.setdefault(pfn, len(roots) + 1)
@@ -201,7 +204,8 @@ def _pages(system: System, cpu: int, translations: Translations) -> NDArray[np.i
         raise ValueError(f"root: expected fewer than {OWNERS} different ones")
     small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
     vpn, pfn, leaf, is_global, _, table, region = translations
-    return pages_of(vpn, pfn, leaf, is_global, small, table, region, tlbs, base)
+    places = layout.tlbs, layout.stlbs, cpu * layout.stride
+    return pages_of(vpn, pfn, leaf, is_global, small, table, region, *places)
 
 
 def _prefetchers(machine: MachineSpec) -> int:

@@ -1,7 +1,7 @@
 """TLBs and paging-structure caches: page numbers looked up under a root.
 
 A `Tlb` is a set-associative array in recency order (see `recency`) of one word an entry:
-`page number << 18 | level << 15 | owner`. The level lets the STLB hold 4K and 2M pages side by
+`page number << 18 | level << 15 | owner`. The level lets an STLB hold 4K and 2M pages side by
 side; page numbers are those of the unsigned 57-bit va. The owner is the small number of a root
 (see `system.roots`), or GLOBAL, which matches under any root. The row is `page number % sets`.
 
@@ -55,13 +55,13 @@ class Tlb(NamedTuple):
 
 
 def new_tlb(offset: int, sets: int, ways: int) -> Tlb:
-    """Return the place of a TLB or PSC."""
-    mask = sets - 1 if sets & (sets - 1) == 0 else -1
+    """Return the place of a TLB or PSC; one without sets is not there."""
+    mask = max(sets - 1, 0) if sets & (sets - 1) == 0 else -1
     return Tlb(offset, sets, ways, mask, pitch_of(ways))
 
 
 class Tlbs(NamedTuple):
-    """The TLBs of one CPU: first level by page size, second level shared by 4K and 2M; its PSCs.
+    """The TLBs of one CPU: first level by page size, second level (see `TlbsSpec`); its PSCs.
 
     Compiled code is given their `table_of`, called `tlbs`, and their places in that.
     """
@@ -72,13 +72,14 @@ class Tlbs(NamedTuple):
     dtlb_2m: Tlb
     dtlb_1g: Tlb
     stlb: Tlb
+    stlb_1g: Tlb
     psc_pmd: Tlb
     psc_pud: Tlb
     psc_pgd: Tlb
 
 
 ITLB_4K, ITLB_2M, DTLB_4K = range(3)  # places in Tlbs; the larger sizes' follow
-STLB, PSC_PMD, END = 5, 6, 9
+STLB, STLB_1G, PSC_PMD, END = 5, 6, 7, 10
 
 
 @jit
@@ -183,7 +184,7 @@ def invalidate_page(words: NDArray[np.int64], tlbs: NDArray[np.int64], vpn: int)
         drop_page(words, tlbs, DTLB_4K + leaf - 1, vpn, leaf)
         if leaf < PUD:
             drop_page(words, tlbs, ITLB_4K + leaf - 1, vpn, leaf)
-            drop_page(words, tlbs, STLB, vpn, leaf)
+        drop_page(words, tlbs, STLB if leaf < PUD else STLB_1G, vpn, leaf)
     drop_splinters(words, tlbs, ITLB_2M, vpn)
     clear_pscs(words, tlbs)
 

@@ -81,7 +81,7 @@ def walk(
 
     Parameters
     ----------
-    tlbs : int64[9 * 8]
+    tlbs : int64[10 * 8]
         The `table_of` the CPU's `Tlbs`.
     root : int
         Its small number (see `system.roots`).

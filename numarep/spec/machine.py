@@ -129,7 +129,11 @@ class TlbSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TlbsSpec(Spec):
-    """First-level TLBs by page size, and the second-level TLB shared by 4K and 2M pages."""
+    """First-level TLBs by page size, and the second level, shared by instructions and data.
+
+    `stlb` holds 4K pages and, if `stlb_holds_2m`, 2M pages beside them; `stlb_1g` holds 1G pages,
+    null: nothing beyond the first level does.
+    """
 
     itlb_4k: TlbSpec
     itlb_2m: TlbSpec
@@ -137,6 +141,8 @@ class TlbsSpec(Spec):
     dtlb_2m: TlbSpec
     dtlb_1g: TlbSpec
     stlb: TlbSpec
+    stlb_holds_2m: bool
+    stlb_1g: TlbSpec | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

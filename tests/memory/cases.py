@@ -145,7 +145,10 @@ def small_machine(rng: random.Random, nodes: int, core: CoreSpec | None = None) 
         sockets=random_sockets(rng, nodes),
         llc=random_llc(rng, l2),
         tlbs=TlbsSpec(
-            itlb_4k=tlb(), itlb_2m=tlb(), dtlb_4k=tlb(), dtlb_2m=tlb(), dtlb_1g=tlb(), stlb=tlb()
+            **{name: tlb() for name in ("itlb_4k", "itlb_2m", "dtlb_4k", "dtlb_2m", "dtlb_1g")},
+            stlb=tlb(),
+            stlb_holds_2m=rng.random() < 0.8,
+            stlb_1g=rng.choice([None, tlb()]),
         ),
         psc=PscSpec(pgd=tlb(), pud=tlb(), pmd=tlb()),
         core=core

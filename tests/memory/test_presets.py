@@ -24,7 +24,7 @@ from tests.memory.cases import (
     random_records,
     served_by_name,
 )
-from tests.twin import Twin
+from tests.twin import Page, Record, Twin
 
 PRESETS = sorted(path.stem for path in (CONF / "machine").glob("*.yaml"))
 
@@ -46,6 +46,27 @@ def test_every_number_says_where_it_is_from(name):
         nested = line.startswith("  ") and sourced and "#" not in line
         sourced = "#" in line or (nested if is_key or line.strip()[:1] in "[]" else False)
         assert sourced or not re.search(r":.*\d", line) or line.startswith("name:"), line
+
+
+@pytest.mark.parametrize("leaf", [1, 2, 3])
+@pytest.mark.parametrize("name", PRESETS)
+def test_pages_beyond_the_first_level_are_walked_for_unless_an_stlb_holds_them(name, leaf):
+    machine = machine_preset(name)
+    tlbs = machine.tlbs
+    first = (tlbs.dtlb_4k, tlbs.dtlb_2m, tlbs.dtlb_1g)[leaf - 1]
+    second = (tlbs.stlb, tlbs.stlb if tlbs.stlb_holds_2m else None, tlbs.stlb_1g)[leaf - 1]
+    count = first.entries + first.sets  # one more than its ways in every row
+    pages = [
+        Page(n << 9 * (leaf - 1), 0, leaf, False, 1, dict.fromkeys(range(leaf, 5), 1), 0)
+        for n in range(count)
+    ]
+    stream = as_stream([Record("load", n, 0, 1) for n in range(count)] * 2)
+    ends = np.cumsum([FRAMES_PER_NODE] * machine.nodes)
+    system, counts = new_system(machine, (0,), ends), new_counts(machine.nodes, REGIONS)
+    run(system, 0, stream, as_translations(pages), 0, 2 * count, counts)
+    found = {Event.STLB_DATA_HITS: count, Event.DATA_WALKS: count}
+    expected = found if second else {Event.STLB_DATA_HITS: 0, Event.DATA_WALKS: 2 * count}
+    assert {event: counts.events[event] for event in found} == expected
 
 
 @pytest.mark.parametrize("name", PRESETS)

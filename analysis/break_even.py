@@ -176,10 +176,12 @@ _PRESET_COLUMNS = {
     "cpu_node": Column("CPU on node"),
     "rho": Column(_RHO, 2),
     "llc_mib": Column("LLC, MiB", 1),
+    "own_mib": Column("for own memory, MiB", 1),
 }
 _PRESETS_CAPTION = (
     "The machines of conf/, nearest first: the kernel on node 0, the CPU on the first node of "
-    "another socket"
+    "another socket; with sub-NUMA clusters, lines of its own memory, as copies are, have a share "
+    "of the socket's LLC only"
 )
 _HOW = (
     f"{_RHO} is remote over local idle DRAM latency, local 100 ns unless the study says otherwise. "

@@ -24,11 +24,13 @@ def presets(conf: Path | None = None) -> pl.DataFrame:
     -------
     DataFrame
         `machine`; `cpu_node`, where the CPU is; `rho`, the kernel's node's idle DRAM latency over
-        its own; `llc_mib`, the LLC it sees.
+        its own; `llc_mib`, the LLC it sees; `own_mib`, how much of that lines of its own node's
+        memory can have, which is less with sub-NUMA clusters.
     """
     files = sorted(((conf or conf_folder()) / "machine").glob("*.yaml"))
     rows = [_row(composed(file)) for file in files]
-    schema = {"machine": pl.String, "cpu_node": pl.Int64, "rho": pl.Float64, "llc_mib": pl.Float64}
+    schema = {"machine": pl.String, "cpu_node": pl.Int64}
+    schema |= dict.fromkeys(("rho", "llc_mib", "own_mib"), pl.Float64)
     return pl.DataFrame([row for row in rows if row], schema=schema).sort("rho", "machine")
 
 
@@ -43,11 +45,13 @@ def _row(machine: dict[str, Any]) -> dict[str, Any] | None:
     node = node_of_another_socket(machine.get("sockets"), len(dram))
     if node is None:
         return None
+    llc_mib = machine["llc"]["size_bytes"] / 2**20
     return {
         "machine": machine["name"],
         "cpu_node": node,
         "rho": dram[node][0] / dram[node][node],
-        "llc_mib": machine["llc"]["size_bytes"] / 2**20,
+        "llc_mib": llc_mib,
+        "own_mib": llc_mib / machine["llc"].get("clusters", 1),
     }
 
 

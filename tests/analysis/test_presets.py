@@ -24,3 +24,4 @@ def test_a_preset_is_a_whole_machine_and_its_cpu_is_in_another_socket(file: Path
     dram = machine.latency.dram_ns[row["cpu_node"]]
     assert row["rho"] == pytest.approx(dram[0] / dram[row["cpu_node"]])
     assert row["llc_mib"] * 2**20 == machine.llc.size_bytes
+    assert row["own_mib"] * 2**20 * machine.llc.clusters == machine.llc.size_bytes

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from numarep.linux.layout import Region
-from numarep.memory.counts import FORWARDED, Access, Counts, Event, Service
+from numarep.memory.counts import FORWARDED, Access, Counts, Event, Service, new_counts
+from numarep.memory.passes import Lane, repeat_together
+from numarep.memory.system import Stream, new_system
 from numarep.price import function_stalls, price, stalls
 from numarep.replication.kernel import ReplicationError
 from numarep.simulate import Outcome, simulate, state_key
@@ -84,14 +86,14 @@ def time_ns(run: RunSpec, outcome: Outcome) -> float:
     return price(outcome.counts, run.machine, run.cpu_node).time_ns
 
 
-@pytest.mark.parametrize("state", ["hot", "cold"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
 def test_null_a_cpu_on_the_master_node_gains_nothing(baseline: RunSpec, state: str) -> None:
     run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
     ours = simulate(series(run, costs="waived"))
     assert same_counts(ours.counts, simulate(run).counts)
 
 
-@pytest.mark.parametrize("state", ["hot", "cold"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
 def test_null_equal_latencies_give_no_gain(baseline: RunSpec, state: str) -> None:
     flat = dataclasses.replace(
         baseline.machine.latency,
@@ -122,7 +124,7 @@ def with_latencies(run: RunSpec, dram_ns: Sequence[Sequence[float]]) -> RunSpec:
     return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
 
 
-@pytest.mark.parametrize("state", ["hot", "cold"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
 def test_null_one_node_gains_nothing_and_pays_nothing(baseline: RunSpec, state: str) -> None:
     run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
     alone = with_latencies(run, [[100.0]])
@@ -350,6 +352,43 @@ def test_a_warm_home_llc_serves_what_a_cold_one_leaves_to_memory(baseline: RunSp
     assert served[Access.FETCH, 0, Region.TEXT, Service.REMOTE_LLC].sum() > 0
     assert served[Access.FETCH, 0, Region.TEXT, Service.DRAM].sum() == 0
     assert simulate(run).counts.served[:, :, :, list(FORWARDED)].sum() == 0
+
+
+@pytest.mark.parametrize("iterations", [1, 5])
+@pytest.mark.parametrize(("home_llc", "others"), [("cold", ()), ("warm", ()), ("cold", (0,))])
+def test_each_iteration_can_be_cold(
+    baseline: RunSpec, home_llc: str, others: tuple[int, ...], iterations: int
+) -> None:
+    """Every wanted iteration is simulated alone here, on a new system."""
+    workload = dataclasses.replace(baseline.workload, iterations=iterations)
+    run = series(dataclasses.replace(baseline, workload=workload, cache_state="cold_each"))
+    run = dataclasses.replace(run, home_llc=home_llc, others=OthersSpec(nodes=others, quantum=50))
+    roles = roles_of(setting_of(run, run.workload))
+    nodes = [role.node for role in roles]
+    views = [role.translations for role in roles]
+    if home_llc == "warm":
+        nodes, views = [*nodes, 0], [*views, roles[0].translations_on(0)]
+    ends = np.array([end for _, end in roles[0].window.ranges])
+    total = new_counts(2, len(Region))
+    for each in range(iterations):
+        system = new_system(run.machine, tuple(nodes), ends)
+
+        def lane(cpu: int, each: int = each) -> Lane:
+            role = roles[min(cpu, len(roles) - 1)]
+            first, stop = role.trace.iterations[[each % 2, each % 2 + 1]]
+            kind, page, line, repeats, _ = role.stream
+            part = (column[first:stop] for column in (kind, page, line, repeats))
+            return Lane(cpu, Stream(*part), views[cpu], new_counts(2, len(Region)))
+
+        if home_llc == "warm":
+            repeat_together(system, [lane(1)], 1, 50)
+        lanes = [lane(cpu) for cpu in range(len(roles))]
+        repeat_together(system, lanes, 1, 50)
+        total.served[:] += lanes[0].counts.served
+        total.events[:] += lanes[0].counts.events
+    assert same_counts(simulate(run).counts, total)
+    once = simulate(dataclasses.replace(run, cache_state="cold")).counts
+    assert same_counts(once, total) == (iterations == 1)
 
 
 @pytest.mark.parametrize("nodes", [3, 8])

@@ -58,10 +58,8 @@ class Role:
 
     @property
     def passes(self) -> tuple[int, int]:
-        """Whole passes over the trace, and the records of the last, partial one."""
-        iterations = self.trace.iterations
-        whole, rest = divmod(self.window.iterations, len(iterations) - 1)
-        return whole, int(iterations[rest])
+        """Whole passes over the trace, and the iterations of the last, partial one."""
+        return divmod(self.window.iterations, len(self.trace.iterations) - 1)
 
     @functools.cached_property
     def stream(self) -> Stream:
@@ -83,7 +81,7 @@ class Role:
         instructions = np.zeros(len(names), np.int64)
         np.add.at(instructions, function, fetched)
         instructions *= whole
-        last = int(np.searchsorted(fetch, rest))
+        last = int(np.searchsorted(fetch, self.trace.iterations[rest]))
         np.add.at(instructions, function[:last], fetched[:last])
         return Functions(names, instructions)
 

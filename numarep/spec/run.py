@@ -221,7 +221,7 @@ class RunSpec(Spec):
     kernel: KernelSpec
     workload: Annotated[WorkloadSpec | BootSpec | ChaseSpec, Field(discriminator="kind")]
     replication: ReplicationSpec
-    cache_state: Literal["hot", "cold"]
+    cache_state: Literal["hot", "cold", "cold_each"]  # see simulate.protocol
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
     cpu_node: int
     seed: int
@@ -244,6 +244,10 @@ class RunSpec(Spec):
         require(
             self.cpu_node not in self.others.nodes,
             f"others.nodes: expected nodes beside the CPU's, cpu_node={self.cpu_node}",
+        )
+        require(
+            self.cache_state != "cold_each" or self.workload.kind != "chase",
+            "cache_state: expected 'hot' or 'cold', because a chase has no iterations",
         )
         require(
             not self.others.nodes or self.workload.kind == "captured",

@@ -182,6 +182,15 @@ def test_a_machine_is_named_not_spelt_out() -> None:
     ]
 
 
+def test_the_protocol_says_of_every_state_there_what_it_is() -> None:
+    cold, each = (
+        frame(*(run("kill", state, name, 1000.0) for name in ("none", "series")))
+        for state in ("cold", "cold_each")
+    )
+    assert "cold_each: before every iteration" not in printed(cold)
+    assert "cold_each: before every iteration" in " ".join(printed(each).split())
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_a_narrow_terminal_loses_columns_but_no_value(width: int) -> None:
     machines = ("e5_2690_v3", "cascade_lake_8269cy_snc2")

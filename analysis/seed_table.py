@@ -37,11 +37,16 @@ _OWN = ("workload", "cache_state")
 _TITLES = {"workload": "workload", "cache_state": "caches"}
 PROTOCOL = """\
 hot: one unmeasured pass before. cold: all caches, TLBs and paging-structure caches of all \
-sockets flushed once before the measured window{each}. Loops are tiled from 32 captured \
+sockets flushed once before the measured window{others}. Loops are tiled from 32 captured \
 iterations.{home}
 A = (old - new) / old, B = old / new - 1: mean over {spread}; [min..max] over the same; band: \
 from all misses one after the other to all that can overlapping; own node: the CPU on the \
 kernel's node; agrees: the definitions within 5 points of what was published."""
+
+_COLD = {
+    "cold_each": "; cold_each: before every iteration",
+    "cold_text": "; cold_text: as hot, then the lines of kernel text flushed from all caches",
+}
 
 
 def published() -> pl.DataFrame:
@@ -180,8 +185,8 @@ def _protocol(paired: pl.DataFrame) -> str:
         spread += f" and {layouts} kernel layouts"
     homes = paired["home_llc"].drop_nulls().unique()
     home = f" home_llc: {homes[0]}." if len(homes) == 1 else ""
-    each = "; cold_each: before every iteration" * ("cold_each" in paired["cache_state"])
-    return PROTOCOL.format(each=each, home=home, spread=spread)
+    others = "".join(text for state, text in _COLD.items() if state in paired["cache_state"])
+    return PROTOCOL.format(others=others, home=home, spread=spread)
 
 
 def _layouts(paired: pl.DataFrame) -> int:

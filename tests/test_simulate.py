@@ -86,14 +86,14 @@ def time_ns(run: RunSpec, outcome: Outcome) -> float:
     return price(outcome.counts, run.machine, run.cpu_node).time_ns
 
 
-@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each", "cold_text"])
 def test_null_a_cpu_on_the_master_node_gains_nothing(baseline: RunSpec, state: str) -> None:
     run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
     ours = simulate(series(run, costs="waived"))
     assert same_counts(ours.counts, simulate(run).counts)
 
 
-@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each", "cold_text"])
 def test_null_equal_latencies_give_no_gain(baseline: RunSpec, state: str) -> None:
     flat = dataclasses.replace(
         baseline.machine.latency,
@@ -124,7 +124,7 @@ def with_latencies(run: RunSpec, dram_ns: Sequence[Sequence[float]]) -> RunSpec:
     return dataclasses.replace(run, machine=dataclasses.replace(run.machine, latency=latency))
 
 
-@pytest.mark.parametrize("state", ["hot", "cold", "cold_each"])
+@pytest.mark.parametrize("state", ["hot", "cold", "cold_each", "cold_text"])
 def test_null_one_node_gains_nothing_and_pays_nothing(baseline: RunSpec, state: str) -> None:
     run = on_node(dataclasses.replace(baseline, cache_state=state), 0)
     alone = with_latencies(run, [[100.0]])
@@ -352,6 +352,20 @@ def test_a_warm_home_llc_serves_what_a_cold_one_leaves_to_memory(baseline: RunSp
     assert served[Access.FETCH, 0, Region.TEXT, Service.REMOTE_LLC].sum() > 0
     assert served[Access.FETCH, 0, Region.TEXT, Service.DRAM].sum() == 0
     assert simulate(run).counts.served[:, :, :, list(FORWARDED)].sum() == 0
+
+
+def test_only_text_can_be_cold(baseline: RunSpec) -> None:
+    """Text is then served as to a cold run, all else as to a hot one."""
+    for run in (with_window(baseline, "quiet"), series(with_window(baseline, "quiet"))):
+        hot, text, all_of_it = (
+            simulate(dataclasses.replace(run, cache_state=state)).counts.served.sum(axis=5)
+            for state in ("hot", "cold_text", "cold")
+        )
+        is_text = np.isin(list(Region), (Region.TEXT, Region.MODULE_TEXT))
+        kinds = slice(Access.FETCH, Access.STORE + 1)
+        assert (text[:, :, ~is_text] == hot[:, :, ~is_text]).all()
+        assert (text[kinds, 0][:, is_text] == all_of_it[kinds, 0][:, is_text]).all()
+        assert (text[kinds, 0][:, is_text] != hot[kinds, 0][:, is_text]).any()
 
 
 @pytest.mark.parametrize("iterations", [1, 5])

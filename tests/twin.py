@@ -364,6 +364,13 @@ class Twin:
         for domain in self.domains:
             domain.empty()
 
+    def flush_lines(self, lines):
+        for domain in self.domains:
+            for line in lines:
+                domain.lose(line)
+            for cpu in domain.cpus:
+                cpu.since_leading = None
+
     def run(self, cpu_number, records, pages):
         cpu = self.cpus[cpu_number]
         for record in records:

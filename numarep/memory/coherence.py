@@ -31,7 +31,10 @@ line); code is fetched as exclusively as data; a domain answers from its first m
 (2, -1)
 """
 
-from numarep.jit import jit, jit_apart
+import numpy as np
+from numpy.typing import NDArray
+
+from numarep.jit import jit, jit_apart, jit_entry
 from numarep.memory.copies import clean_above, clean_in_domain, drop_from, drop_in_domain, mark_in
 from numarep.memory.counts import Event, Service
 from numarep.memory.recency import EMPTY, FLAG_BITS, FLAGS
@@ -54,7 +57,7 @@ from numarep.memory.view import (
     word_in,
 )
 
-__all__ = ["as_owner", "ask_owner", "own", "owner_of", "request"]
+__all__ = ["as_owner", "ask_owner", "drop_lines", "own", "owner_of", "request"]
 
 
 @jit
@@ -111,6 +114,14 @@ def _take(view: View, domain: int, line: int) -> None:
     _drop_outer(view, domain, view.victim, line)
     drop_in_domain(view, domain, line, ABSENT)
     view.events[Event.REMOTE_INVALIDATIONS] += 1
+
+
+@jit_entry
+def drop_lines(view: View, lines: NDArray[np.int64]) -> None:
+    """Drop lines from all caches of all domains, in place; what it counts means nothing."""
+    for domain in range(view.domains):
+        for line in lines:
+            _take(view, domain, line)
 
 
 @jit

@@ -52,7 +52,8 @@ from numarep.memory.checked import (
     frozen_stream,
     frozen_translations,
 )
-from numarep.memory.counts import Counts
+from numarep.memory.coherence import drop_lines
+from numarep.memory.counts import Counts, new_counts
 from numarep.memory.kinds import Kind
 from numarep.memory.loop import Translations, run_records
 from numarep.memory.pages import pages_of
@@ -71,6 +72,7 @@ __all__ = [
     "System",
     "Translations",
     "flush",
+    "flush_lines",
     "new_system",
     "prepare",
     "run",
@@ -191,6 +193,12 @@ def new_system(
 def flush(system: System) -> None:
     """Empty every cache, TLB and PSC and close all windows, in place."""
     system.words.fill(EMPTY)
+    system.window_left.fill(0)
+
+
+def flush_lines(system: System, lines: NDArray[np.int64]) -> None:
+    """Drop lines from every cache, as CLFLUSH does, and close all windows; in place."""
+    drop_lines(_view(system, 0, new_counts(1, 1)), np.ascontiguousarray(lines, np.int64))
     system.window_left.fill(0)
 
 

@@ -3,6 +3,8 @@
 - hot: one unmeasured pass over the whole window, then the measured one;
 - cold: caches, TLBs and paging-structure caches of all sockets flushed once, then the measured one;
 - cold_each: the same, iteration by iteration, each one flushed for and measured;
+- cold_text: one unmeasured pass, then the lines of the kernel's and modules' text flushed from all
+  caches, wherever a copy of them lies, then the measured pass;
 - `home_llc: warm`: first of all (after the flush), a CPU of the master node runs one pass of the
   same window, or iteration, so that node's LLC holds what the kernel touches;
 - `others`: CPUs of other nodes run the same workload at the same time, in turns (see
@@ -17,16 +19,20 @@ that are flushed for count the same every time, so each captured one is simulate
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numarep.linux.layout import Region
 from numarep.memory.checked import axes
 from numarep.memory.counts import Counts, new_counts
 from numarep.memory.loop import Translations
 from numarep.memory.passes import Lane, repeat, repeat_together
-from numarep.memory.system import Stream, System, flush, new_system
+from numarep.memory.system import Stream, System, flush, flush_lines, new_system
 from numarep.simulate.role import Role
 from numarep.spec import RunSpec
+from numarep.units import LINES_PER_PAGE
 from numarep.workload.trace import TraceError
+
+_TEXT = (Region.TEXT, Region.MODULE_TEXT)
 
 
 def drive(spec: RunSpec, roles: Sequence[Role]) -> Counts:
@@ -53,6 +59,10 @@ def drive(spec: RunSpec, roles: Sequence[Role]) -> Counts:
         home = [lane_of(len(roles), measured, measured.translations_on(master))]
     if spec.cache_state == "cold_each":
         return _each_cold(system, home, lanes(), roles, quantum)
+    if spec.cache_state == "cold_text":
+        warm = lanes()
+        _tile(system, warm, roles, quantum)
+        flush_lines(system, _text_lines([*home, *warm]))
     if spec.cache_state == "cold":
         flush(system)
     _tile(system, home, roles, quantum)
@@ -61,6 +71,17 @@ def drive(spec: RunSpec, roles: Sequence[Role]) -> Counts:
     found = lanes()
     _tile(system, found, roles, quantum)
     return found[0].counts
+
+
+def _text_lines(lanes: Sequence[Lane]) -> NDArray[np.int64]:
+    """Return the lines of all text of the kernel that lanes translate to."""
+    frames = np.unique(
+        np.concatenate(
+            [lane.translations.pfn[np.isin(lane.translations.region, _TEXT)] for lane in lanes]
+        )
+    )
+    lines: NDArray[np.int64] = np.add.outer(frames * LINES_PER_PAGE, np.arange(LINES_PER_PAGE))
+    return lines.reshape(-1)
 
 
 def _each_cold(

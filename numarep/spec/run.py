@@ -221,7 +221,7 @@ class RunSpec(Spec):
     kernel: KernelSpec
     workload: Annotated[WorkloadSpec | BootSpec | ChaseSpec, Field(discriminator="kind")]
     replication: ReplicationSpec
-    cache_state: Literal["hot", "cold", "cold_each"]  # see simulate.protocol
+    cache_state: Literal["hot", "cold", "cold_each", "cold_text"]  # see simulate.protocol
     home_llc: Literal["cold", "warm"]  # warm: the master node's LLC ran the same pass before
     cpu_node: int
     seed: int
@@ -246,8 +246,8 @@ class RunSpec(Spec):
             f"others.nodes: expected nodes beside the CPU's, cpu_node={self.cpu_node}",
         )
         require(
-            self.cache_state != "cold_each" or self.workload.kind != "chase",
-            "cache_state: expected 'hot' or 'cold', because a chase has no iterations",
+            self.cache_state in ("hot", "cold") or self.workload.kind != "chase",
+            "cache_state: expected 'hot' or 'cold', because a chase has no iterations and no text",
         )
         require(
             not self.others.nodes or self.workload.kind == "captured",

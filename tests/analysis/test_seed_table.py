@@ -187,7 +187,7 @@ def test_the_protocol_says_of_every_state_there_what_it_is() -> None:
         frame(*(run("kill", state, name, 1000.0) for name in ("none", "series")))
         for state in ("cold", "cold_each")
     )
-    assert "cold_each: before every iteration" not in printed(cold)
+    assert "cold_" not in printed(cold)
     assert "cold_each: before every iteration" in " ".join(printed(each).split())
 
 

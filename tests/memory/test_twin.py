@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from numarep.memory.counts import Counts, Event
 from numarep.memory.passes import Lane, repeat_together
+from numarep.memory.system import flush_lines
 from tests.benchmarks.core import machine_preset
 from tests.memory.cases import (
     as_stream,
@@ -75,6 +76,24 @@ def test_random_cases_reach_every_event_and_service():
     for access, service in (("load", "dram"), ("load_walk", "llc"), ("store_walk", "dram")):
         found = {key[3] for key in cells if key[0] == access and key[2] == service}
         assert found == {"leading", "overlapped"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.integers(1, 200))
+def test_flushed_lines_are_gone_and_all_else_is_as_it_was(seed, records):
+    case, rng = random_case(seed, records), random.Random(seed)
+    system, before = run_core(case)
+    twin = run_twin(case)
+    lines = [page.pfn * 64 + line for page in case.pages for line in range(64)]
+    lines = rng.sample(lines, rng.randint(0, len(lines)))
+    flush_lines(system, np.array(lines))
+    twin.flush_lines(lines)
+    _, after = run_core(case, system)
+    for cpu, turn in case.turns:
+        twin.run(cpu, turn, case.pages)
+    both = Counts(*(one + other for one, other in zip(before, after, strict=True)))
+    assert served_by_name(both) == dict(twin.served)
+    assert events_by_name(both) == {name: n for name, n in twin.events.items() if n}
 
 
 def naive_turns(records, quantum):

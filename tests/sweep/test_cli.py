@@ -34,7 +34,10 @@ BAD = {
     "negative geometry": ("machine.l1i.ways=-8", "machine.l1i.ways: expected a positive number"),
     "non-integer geometry": ("machine.l1i.ways=7.5", "machine.l1i.ways: expected integer"),
     "wrong type": ("seed=two", "seed: expected integer, got 'two'"),
-    "wrong literal": ("cache_state=hot,warm", "cache_state: expected 'hot', 'cold' or 'cold_each'"),
+    "wrong literal": (
+        "cache_state=hot,warm",
+        "cache_state: expected 'hot', 'cold', 'cold_each' or 'cold_text'",
+    ),
     "node out of range": ("cpu_node=2", "cpu_node: expected 0 to 1"),
     "item out of range": ("machine.latency.dram_ns.0.2=9.0", "valid: 0 to 1"),
     "bad reference": ("seed=${sed}", "sed"),

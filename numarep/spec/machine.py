@@ -260,7 +260,8 @@ class LatencySpec(Spec):
             matrix = getattr(self, name)
             require(
                 len(matrix) == nodes > 0 and all(len(row) == nodes for row in matrix),
-                f"{name}: expected a square matrix of {nodes} x {nodes} nodes",
+                f"{name}: expected a square matrix of {nodes} x {nodes} nodes, got rows of "
+                f"{', '.join(str(len(row)) for row in matrix) or 'none'}",
             )
             require(
                 all(value > 0 for row in matrix for value in row),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.vector import LANES, at, close, lowest, match, rotate
+from numarep.memory.vector import FARTHEST, LANES, at, close, lowest, match, rotate
 
 # Numba links constants used in doctests too.
 __all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push"]
@@ -34,7 +34,7 @@ EMPTY = -1
 FLAG_BITS = 11  # a line is below 2^51, so 62 bits in all
 FLAGS = (1 << FLAG_BITS) - 1
 ALL = -1
-MOST_WAYS = 4 * LANES
+MOST_WAYS = FARTHEST
 
 
 def pitch_of(ways: int) -> int:
@@ -66,7 +66,7 @@ def find(words: NDArray[np.int64], first: int, ways: int, tag: int) -> int:
 def _move_eight(words: NDArray[np.int64], first: int, way: int, last: int) -> None:
     """Move the eight ways from `way` on that come before `last`, and the one before them, up."""
     before = words[at(first + way - 1)]
-    rotate(words, first + way, max(min(last - way, LANES - 1), -1), before)
+    rotate(words, first + way, last - way, before)
 
 
 @jit
@@ -78,7 +78,6 @@ def move(words: NDArray[np.int64], first: int, ways: int, last: int, entry: int)
                 _move_eight(words, first, 3 * LANES, last)
             _move_eight(words, first, 2 * LANES, last)
         _move_eight(words, first, LANES, last)
-        last = min(last, LANES - 1)
     rotate(words, first, last, entry)
 
 
@@ -100,7 +99,7 @@ def push(words: NDArray[np.int64], first: int, ways: int, entry: int) -> int:
 def _close_eight(words: NDArray[np.int64], first: int, start: int, way: int) -> None:
     """Move the eight ways from `start` on that follow `way`, and the one after them, down."""
     after = words[at(first + start + LANES)]
-    close(words, first + start, min(max(way - start, 0), LANES), after)
+    close(words, first + start, way - start, after)
 
 
 @jit
@@ -113,7 +112,7 @@ def drop(words: NDArray[np.int64], first: int, ways: int, way: int) -> None:
             if ways > 3 * LANES:
                 _close_eight(words, first, 2 * LANES, way)
     start = (ways - 1) // LANES * LANES
-    close(words, first + start, max(way - start, 0), EMPTY)
+    close(words, first + start, way - start, EMPTY)
 
 
 @jit

@@ -28,6 +28,7 @@ from numba.extending import lower_builtin, type_callable
 from numpy.typing import NDArray
 
 LANES = 8
+FARTHEST = 32  # words from a row's eights to where it changes
 Emitter = Callable[..., Any]
 _WORD = ir.IntType(64)
 _ROW = ir.VectorType(_WORD, LANES)
@@ -51,19 +52,22 @@ def _splat(builder: Any, word: Any) -> Any:
 
 
 def _lanes_to(builder: Any, last: Any) -> Any:
-    """Return where a mask of the lanes up to `last` (from -1 to 7) lies.
+    """Return where a mask of the lanes up to `last` (from -FARTHEST to FARTHEST - 1) lies.
 
     A mask from a table, since LLVM makes masked stores of what it recognises as a selection, and
-    hosts make a load that follows a masked store wait until that is in the cache.
+    hosts make a load that follows a masked store wait until that is in the cache. The table is so
+    long that nobody needs to see whether `last` is among the lanes.
     """
-    table_type = ir.ArrayType(_WORD, 2 * LANES)
+    table_type = ir.ArrayType(_WORD, 2 * FARTHEST + LANES)
     name = "numarep.lanes"
     table = builder.module.globals.get(name)
     if table is None:
         table = ir.GlobalVariable(builder.module, table_type, name)
-        table.initializer = ir.Constant(table_type, [-1] * LANES + [0] * LANES)
+        table.initializer = ir.Constant(
+            table_type, [-1] * FARTHEST + [0] * (FARTHEST + LANES)
+        )
         table.global_constant, table.linkage = True, "internal"
-    start = builder.sub(_WORD(LANES - 1), last)
+    start = builder.sub(_WORD(FARTHEST - 1), last)
     return builder.bitcast(builder.gep(table, [_WORD(0), start]), _ROW.as_pointer())
 
 
@@ -108,8 +112,9 @@ def _match(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def rotate(words: NDArray[np.int64], at: int, last: int, entry: int) -> None:
     """Move words 0 to last - 1 from `at` on up by one, over word `last`; `entry` becomes word 0.
 
-    Nothing happens if `last` is -1; it is at most 7. In place.
+    Nothing happens if `last` is below 0; if it is above 7 that word isn't seen. In place.
     """
+    last = min(last, LANES - 1)
     if last >= 0:
         words[at + 1 : at + last + 1] = words[at : at + last].copy()
         words[at] = entry
@@ -131,9 +136,11 @@ def _rotate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def close(words: NDArray[np.int64], at: int, gap: int, entry: int) -> None:
     """Move the words of the eight from `at` on that follow word `gap` down by one, over it.
 
-    `entry` becomes the last of them. Nothing happens if `gap` is 8; it is at least 0. In place.
+    `entry` becomes the last of them. Nothing happens if `gap` is above 7; if it is below 0 all of
+    them move. In place.
     """
     if gap < LANES:
+        gap = max(gap, 0)
         words[at + gap : at + LANES - 1] = words[at + gap + 1 : at + LANES].copy()
         words[at + LANES - 1] = entry
 

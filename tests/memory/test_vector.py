@@ -62,23 +62,29 @@ def test_match(words, at, value, mask):
     assert vector.match(words, at, value, mask) == expected
 
 
+# From the eights of a row to where it changes.
+FAR = st.integers(-vector.FARTHEST, vector.FARTHEST - 1) | st.integers(-1, 8)
+
+
 @settings(deadline=None)
-@given(WORDS, st.integers(0, 8), st.integers(-1, 7), st.integers(0, 9))
+@given(WORDS, st.integers(0, 8), FAR, st.integers(0, 9))
 def test_rotate(words, at, last, entry):
     moved, plain = np.array(words), np.array(words)
     run_rotate(moved, at, last, entry)
     vector.rotate(plain, at, last, entry)
     if last >= 0:
+        last = min(last, 7)
         words[at : at + last + 1] = [entry, *words[at : at + last]]
     assert moved.tolist() == plain.tolist() == words
 
 
 @settings(deadline=None)
-@given(WORDS, st.integers(0, 8), st.integers(0, 8), st.integers(0, 9))
+@given(WORDS, st.integers(0, 8), FAR, st.integers(0, 9))
 def test_close(words, at, gap, entry):
     moved, plain = np.array(words), np.array(words)
     run_close(moved, at, gap, entry)
     vector.close(plain, at, gap, entry)
+    gap = max(gap, 0)
     if gap < 8:
         words[at + gap : at + 8] = [*words[at + gap + 1 : at + 8], entry]
     assert moved.tolist() == plain.tolist() == words

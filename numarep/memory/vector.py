@@ -63,9 +63,7 @@ def _lanes_to(builder: Any, last: Any) -> Any:
     table = builder.module.globals.get(name)
     if table is None:
         table = ir.GlobalVariable(builder.module, table_type, name)
-        table.initializer = ir.Constant(
-            table_type, [-1] * FARTHEST + [0] * (FARTHEST + LANES)
-        )
+        table.initializer = ir.Constant(table_type, [-1] * FARTHEST + [0] * (FARTHEST + LANES))
         table.global_constant, table.linkage = True, "internal"
     start = builder.sub(_WORD(FARTHEST - 1), last)
     return builder.bitcast(builder.gep(table, [_WORD(0), start]), _ROW.as_pointer())

@@ -13,7 +13,6 @@ whose tables lie on the node of the memory they map, below that node's end.
 {'L1': 1, 'DRAM': 3}
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from numarep.memory.system import Stream, Translations, new_system
 from numarep.spec import MachineSpec, SpecError, parse
 from numarep.spec.base import require
 from numarep.units import (
+    LINE_BYTES,
     LINE_SHIFT,
     LINES_PER_PAGE,
     MAX_LEVELS,
@@ -33,6 +33,7 @@ from numarep.units import (
     PAGE_SHIFT,
     PGD5,
     TABLE_SHIFT,
+    parts,
 )
 
 LEAVES = {"4K": 1, "2M": 2, "1G": 3}  # leaf level by page size
@@ -45,7 +46,6 @@ _MOST_FUNCTIONS = 1 << 17
 # Loads of a drawn chase, at most, unless the buffer has more lines: those of 256 MiB.
 _DRAWN = 1 << 22
 _REGIONS = 1
-_PART = 1 << 20  # references
 
 
 def count_stream(
@@ -102,30 +102,67 @@ def count_stream(
     require(unmeasured_passes >= 0, f"unmeasured_passes: expected >= 0, got {unmeasured_passes}")
     require(passes >= 1, f"passes: expected >= 1, got {passes}")
     stream, vpn = _stream(machine, kind, address, node_bytes, function)
-    node_pages = node_bytes >> PAGE_SHIFT
-    ends = np.arange(1, machine.nodes + 1, dtype=np.int64) * node_pages
-    functions = int(stream.function.max(initial=-1)) + 1
-    translations = _identity(vpn, LEAVES[page], levels, node_pages)
-    system = new_system(machine, (cpu_node,), ends)
-    counts, unmeasured = (new_counts(machine.nodes, _REGIONS, functions) for _ in range(2))
-    repeat(system, 0, stream, translations, unmeasured_passes, unmeasured)
-    repeat(system, 0, stream, translations, passes, counts)
-    if dependent:
-        counts.served[..., Overlap.LEADING] += counts.served[..., Overlap.OVERLAPPED]
-        counts.served[..., Overlap.OVERLAPPED] = 0
-        counts.functions[..., Overlap.LEADING] += counts.functions[..., Overlap.OVERLAPPED]
-        counts.functions[..., Overlap.OVERLAPPED] = 0
-    return counts
+    translations = _identity(vpn, LEAVES[page], levels, node_bytes >> PAGE_SHIFT)
+    counts = _counted(
+        machine, stream, translations, cpu_node, node_bytes, (unmeasured_passes, passes)
+    )
+    return _one_by_one(counts) if dependent else counts
 
 
-def chase(
-    footprint_bytes: int, base: int, seed: int, order: Literal["cycle", "drawn"] = "cycle"
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return a pointer chase through a buffer that starts at byte `base`.
+def count_chase(
+    machine: MachineSpec,
+    footprint_bytes: int,
+    *,
+    home_node: int = 0,
+    seed: int,
+    order: Literal["cycle", "drawn"] = "cycle",
+    page: str = "4K",
+    cpu_node: int = 0,
+    unmeasured_passes: int = 0,
+) -> Counts:
+    """Count a pointer chase through a buffer at the start of a node's memory.
+
+    The same as `count_stream` of its loads, but hardly more than their lines is held in memory.
 
     Parameters
     ----------
-    footprint_bytes, base, seed : int
+    machine : MachineSpec
+    footprint_bytes, seed, order
+        See `chase_lines`.
+    home_node : int
+        Node of the buffer.
+    page, cpu_node, unmeasured_passes
+        See `count_stream`.
+
+    Raises
+    ------
+    SpecError
+        If the buffer doesn't fit a node, or a page size or number is none.
+    """
+    _check_numbers(machine, page, P4D, NODE_BYTES)
+    most = _usable(NODE_BYTES)
+    require(
+        LINE_BYTES <= footprint_bytes <= most,
+        f"footprint_bytes: expected {LINE_BYTES} to {most}, got {footprint_bytes}",
+    )
+    node_pages = NODE_BYTES >> PAGE_SHIFT
+    lines = chase_lines(footprint_bytes, seed, order)
+    pages, line = _chased_pages(lines)
+    kind = np.broadcast_to(np.full(1, Kind.LOAD, np.uint8), len(lines))
+    once = np.broadcast_to(np.ones(1, np.int32), len(lines))
+    translations = _identity(pages + home_node * node_pages, LEAVES[page], P4D, node_pages)
+    stream, passes = Stream(kind, lines, line, once), (unmeasured_passes, 1)
+    return _one_by_one(_counted(machine, stream, translations, cpu_node, NODE_BYTES, passes))
+
+
+def chase_lines(
+    footprint_bytes: int, seed: int, order: Literal["cycle", "drawn"] = "cycle"
+) -> NDArray[np.int32]:
+    """Return which line of a buffer each load of a pointer chase reads, int32[n].
+
+    Parameters
+    ----------
+    footprint_bytes, seed : int
     order : {"cycle", "drawn"}
         cycle: every line once, in a random order; passes go round and round, so where lines don't
         fit LRU caches, none is found there. drawn: every load's line is drawn anew, so a cache
@@ -134,19 +171,15 @@ def chase(
 
     Returns
     -------
-    kind : uint8[n]
-    address : int64[n]
+    int32[n]
         n is the number of lines of the buffer if cycled, else more where those are few.
     """
     rng, count = np.random.default_rng(seed), footprint_bytes >> LINE_SHIFT
-    if order == "cycle":
-        lines = rng.permutation(count)
-    else:
-        lines = rng.integers(0, count, max(count, min(4 * count, _DRAWN)))
-    address = lines.astype(np.int64, copy=False)
-    address <<= LINE_SHIFT
-    address += base
-    return np.full(len(address), Kind.LOAD, np.uint8), address
+    if order == "drawn":
+        return rng.integers(0, count, max(count, min(4 * count, _DRAWN)), np.int32)
+    lines = np.arange(count, dtype=np.int32)
+    rng.shuffle(lines)
+    return lines
 
 
 def toy_machine() -> MachineSpec:
@@ -187,6 +220,14 @@ def _check_numbers(machine: MachineSpec, page: str, levels: int, node_bytes: int
     )
 
 
+def _usable(node_bytes: int) -> int:
+    """Return how much of a node may be referred to; behind it lie the tables.
+
+    Those of a fully used node take a 512th of it.
+    """
+    return node_bytes - node_bytes // 256
+
+
 def _integers(name: str, values: ArrayLike, most: int, length: int | None = None) -> NDArray[Any]:
     """Return values as they are, refused unless integers 0 to `most` in one dimension."""
     try:
@@ -217,25 +258,18 @@ def _stream(
     count = len(kinds)
     most = machine.nodes * node_bytes - 1
     addresses = _integers("address", address, most, count).astype(np.int64, copy=False)
-    # The tables of a fully used node take a 512th of it, so leave that free at its end.
-    usable = node_bytes - node_bytes // 256
-    last = max(int((some % node_bytes).max()) for _, some in _parts(addresses))
+    usable = _usable(node_bytes)
+    last = max(int((addresses[here] % node_bytes).max()) for here in parts(count))
     require(
         last < usable, f"address: expected the first {usable} bytes of each node only, got {last}"
     )
     vpn, page, line = _pages_and_lines(addresses)
-    stream = Stream(kinds.astype(np.uint8, copy=False), page, line, np.ones(count, np.int32))
+    once = np.broadcast_to(np.ones(1, np.int32), count)
+    stream = Stream(kinds.astype(np.uint8, copy=False), page, line, once)
     if function is not None:
         of_code = _integers("function", function, _MOST_FUNCTIONS - 1, count)
         stream = stream._replace(function=of_code.astype(np.int32))
     return stream, vpn
-
-
-def _parts(addresses: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """Yield parts of an array: what is made of one by the way is small beside the whole."""
-    for start in range(0, len(addresses), _PART):
-        where = slice(start, start + _PART)
-        yield where, addresses[where]
 
 
 def _pages_and_lines(
@@ -244,14 +278,31 @@ def _pages_and_lines(
     """Return the vpns referred to, int64[pages], and each reference's place there and line."""
     page, line = np.empty(len(addresses), np.int32), np.empty(len(addresses), np.uint8)
     found: list[tuple[slice, NDArray[np.int64]]] = []
-    for where, some in _parts(addresses):
-        of_part, place = np.unique(some >> PAGE_SHIFT, return_inverse=True)
-        page[where], line[where] = place, (some >> LINE_SHIFT) % LINES_PER_PAGE
-        found.append((where, of_part))
+    for here in parts(len(addresses)):
+        of_part, place = np.unique(addresses[here] >> PAGE_SHIFT, return_inverse=True)
+        page[here], line[here] = place, (addresses[here] >> LINE_SHIFT) % LINES_PER_PAGE
+        found.append((here, of_part))
     vpn = np.unique(np.concatenate([of_part for _, of_part in found]))
-    for where, of_part in found:
-        page[where] = np.searchsorted(vpn, of_part)[page[where]]
+    for here, of_part in found:
+        page[here] = np.searchsorted(vpn, of_part)[page[here]]
     return vpn, page, line
+
+
+def _chased_pages(lines: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the pages that lines of a buffer are of, int64[p], and where in these.
+
+    The buffer's lines become places among these pages, in place.
+    """
+    within = np.empty(len(lines), np.uint8)
+    is_read = np.zeros(int(lines.max()) // LINES_PER_PAGE + 1, np.bool_)
+    for here in parts(len(lines)):
+        page, within[here] = np.divmod(lines[here], LINES_PER_PAGE)
+        is_read[page] = True
+        lines[here] = page
+    place = np.cumsum(is_read, dtype=np.int32) - 1
+    for here in parts(len(lines)):
+        lines[here] = place[lines[here]]
+    return np.flatnonzero(is_read), within
 
 
 def _identity(vpn: NDArray[np.int64], leaf: int, levels: int, node_pages: int) -> Translations:
@@ -272,3 +323,29 @@ def _identity(vpn: NDArray[np.int64], leaf: int, levels: int, node_pages: int) -
     zero = np.zeros(len(vpn), np.int64)
     root = table[:, levels - 1].copy()
     return Translations(vpn, vpn.copy(), zero + leaf, zero, root, table, zero.copy())
+
+
+def _counted(
+    machine: MachineSpec,
+    stream: Stream,
+    translations: Translations,
+    cpu_node: int,
+    node_bytes: int,
+    passes: tuple[int, int],
+) -> Counts:
+    """Count a stream on a machine that starts empty; `passes` unmeasured first, then measured."""
+    ends = np.arange(1, machine.nodes + 1, dtype=np.int64) * (node_bytes >> PAGE_SHIFT)
+    system = new_system(machine, (cpu_node,), ends)
+    functions = int(stream.function.max(initial=-1)) + 1
+    unmeasured, measured = (new_counts(machine.nodes, _REGIONS, functions) for _ in range(2))
+    for times, counts in zip(passes, (unmeasured, measured), strict=True):
+        repeat(system, 0, stream, translations, times, counts)
+    return measured
+
+
+def _one_by_one(counts: Counts) -> Counts:
+    """Return counts of which no access overlaps another, in place."""
+    for served in (counts.served, counts.functions):
+        served[..., Overlap.LEADING] += served[..., Overlap.OVERLAPPED]
+        served[..., Overlap.OVERLAPPED] = 0
+    return counts

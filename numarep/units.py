@@ -4,6 +4,8 @@
 10.0
 """
 
+from collections.abc import Iterator
+
 LINE_SHIFT = 6
 LINE_BYTES = 1 << LINE_SHIFT
 PAGE_SHIFT = 12
@@ -20,6 +22,18 @@ MAX_LEVELS = 5
 TABLE_SHIFT = 9
 TABLE_ENTRIES = 1 << TABLE_SHIFT
 ENTRY_BYTES = 8
+
+_PART = 1 << 18
+
+
+def parts(count: int) -> Iterator[slice]:
+    """Yield slices of so many records: what is made of one by the way is small beside them all.
+
+    >>> list(parts(3))
+    [slice(0, 3, None)]
+    """
+    for start in range(0, count, _PART):
+        yield slice(start, min(start + _PART, count))
 
 
 def shown(va: int) -> str:

@@ -6,14 +6,22 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from numarep import units
 from numarep.memory.counts import Access, Counts, Event, Service
 from numarep.memory.kinds import Kind
 from numarep.price import price, stalls
 from numarep.spec import MachineSpec, SpecError, parse
-from numarep.streams import NODE_BYTES, chase, count_stream, toy_machine
+from numarep.streams import (
+    LEAVES,
+    NODE_BYTES,
+    chase_lines,
+    count_chase,
+    count_stream,
+    toy_machine,
+)
 from numarep.units import cycles_to_ns
 from tests.agreement import WALK_READS, our_misses, random_loads, their_misses
 
@@ -27,9 +35,8 @@ def machine() -> MachineSpec:
 
 
 def chased(machine: MachineSpec, footprint: int, page: str, node: int) -> tuple[Counts, int]:
-    kind, address = chase(footprint, node * NODE_BYTES, seed=1)
-    counts = count_stream(machine, kind, address, page=page, unmeasured_passes=1, dependent=True)
-    return counts, len(address)
+    counts = count_chase(machine, footprint, home_node=node, seed=1, page=page, unmeasured_passes=1)
+    return counts, footprint // 64
 
 
 def expected_ns(machine: MachineSpec, service: Service, node: int) -> float:
@@ -68,20 +75,55 @@ def test_every_plateau_is_the_sourced_latency_plus_the_walks(
 
 @pytest.mark.parametrize("order", ["cycle", "drawn"])
 def test_a_chase_stays_within_its_buffer(order: Literal["cycle", "drawn"]) -> None:
-    _, address = chase(64 * KIB, 4096, seed=1, order=order)
-    lines, times = np.unique((address - 4096) // 64, return_counts=True)
+    loads = chase_lines(64 * KIB, seed=1, order=order)
+    lines, times = np.unique(loads, return_counts=True)
     assert 0 <= lines.min() <= lines.max() < 1024
-    assert len(address) == (4096 if order == "drawn" else 1024)
+    assert len(loads) == (4096 if order == "drawn" else 1024)
     assert (len(lines), int(times.max())) == (1024, 1) if order == "cycle" else times.max() > 1
 
 
 def test_a_cache_serves_drawn_loads_by_its_share_of_the_buffer(machine: MachineSpec) -> None:
     """Of a buffer 4 times a cache, whatever the order is that lines were drawn in."""
     footprint = 4 * machine.l1d.size_bytes
-    kind, address = chase(footprint, 0, seed=1, order="drawn")
-    counts = count_stream(machine, kind, address, page="2M", unmeasured_passes=1)
+    counts = count_chase(machine, footprint, seed=1, order="drawn", page="2M", unmeasured_passes=1)
     served = counts.served[Access.LOAD, 0, 0].sum(axis=(1, 2))
-    assert served[Service.L1] / len(address) == pytest.approx(1 / 4, rel=0.05)
+    assert served[Service.L1] / served.sum() == pytest.approx(1 / 4, rel=0.05)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 1000),
+    st.integers(0, 99),
+    st.sampled_from(["cycle", "drawn"]),
+    st.sampled_from(list(LEAVES)),
+    st.integers(0, 1),
+)
+@example(64 * 512 + 1, 7, "drawn", "4K", 1)  # whose last page, of another table, is never drawn
+def test_a_chase_is_the_stream_of_its_loads(
+    machine: MachineSpec,
+    lines: int,
+    seed: int,
+    order: Literal["cycle", "drawn"],
+    page: str,
+    home: int,
+) -> None:
+    address = chase_lines(lines * 64, seed, order) * np.int64(64) + home * NODE_BYTES
+    kind = np.full(len(address), Kind.LOAD)
+    expected = count_stream(machine, kind, address, page=page, unmeasured_passes=1, dependent=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "_PART", 100)
+        found = count_chase(
+            machine,
+            lines * 64,
+            **{"home_node": home, "seed": seed, "order": order, "page": page},
+            unmeasured_passes=1,
+        )
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_a_chase_beyond_its_node_is_refused(machine: MachineSpec) -> None:
+    with pytest.raises(SpecError, match="footprint_bytes: expected 64 to 17112760320, got"):
+        count_chase(machine, NODE_BYTES, seed=1)
 
 
 def test_a_chase_never_overlaps(machine: MachineSpec) -> None:

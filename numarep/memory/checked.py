@@ -1,12 +1,14 @@
 """What compiled code is given: checked once, then frozen.
 
 Compiled code checks no bounds, so what it indexes by is refused here if it doesn't fit. Frozen
-arrays are contiguous and read-only: one type of array, so one compiled version.
+arrays are contiguous and read-only: one type of array, so one compiled version. Streams, of which
+there may be hundreds of megabytes, are frozen in parts unless that copies nothing.
 
 >>> frozen(np.arange(3), np.int64).flags.writeable
 False
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from numarep.memory.loop import Translations
 from numarep.memory.view import MOST_CPUS
 from numarep.spec import MachineSpec, SpecError
 from numarep.units import MAX_LEVELS, PUD
+
+_PART = 1 << 16  # records: what is copied of them stays in a host's L2
+_TYPES = (np.uint8, np.int32, np.uint8, np.int32, np.int32)  # of a stream's columns
 
 
 def check_cpus(machine: MachineSpec, cpu_nodes: tuple[int, ...]) -> None:
@@ -60,8 +65,34 @@ def axes(counts: Counts) -> tuple[int, int, int]:
     return counts.served.shape[4], counts.served.shape[2], counts.functions.shape[0]
 
 
-def frozen_stream(stream: Stream, counts: Counts) -> Stream:
-    """Freeze a stream; kinds and lines become int8, as compiled code knows no unsigned numbers.
+@dataclass
+class Parts:
+    """A stream in parts, each frozen when it is wanted; the last one is kept, for turns within it.
+
+    It is one part if all its columns are as compiled code wants them.
+    """
+
+    stream: Stream
+    size: int  # records of a part
+    first: int = -1  # record of the last part wanted
+    last: Stream | None = None
+
+    def holding(self, record: int) -> tuple[Stream, int]:
+        """Return the part that holds a record, and its first record.
+
+        Kinds and lines are int8 there, as compiled code knows no unsigned numbers.
+        """
+        first = record - record % self.size
+        if self.last is None or first != self.first:
+            part = (column[first : first + self.size] for column in self.stream)
+            kind, page, line, *others = map(frozen, part, _TYPES)
+            self.last = Stream(kind.view(np.int8), page, line.view(np.int8), *others)
+            self.first = first
+        return self.last, self.first
+
+
+def parts_of(stream: Stream, counts: Counts) -> Parts:
+    """Return a stream in parts for compiled code.
 
     Raises
     ------
@@ -74,13 +105,14 @@ def frozen_stream(stream: Stream, counts: Counts) -> Stream:
         low, high = int(function.min(initial=0)), int(function.max(initial=0))
         if len(function) != len(stream.kind) or not 0 <= low <= high < functions:
             raise ValueError(f"function: expected one from 0 to {functions - 1} for every record")
-    return Stream(
-        kind=frozen(stream.kind, np.uint8).view(np.int8),
-        page=frozen(stream.page, np.int32),
-        line=frozen(stream.line, np.uint8).view(np.int8),
-        repeats=frozen(stream.repeats, np.int32),
-        function=frozen(stream.function if functions else stream.function[:0], np.int32),
+    else:
+        stream = stream._replace(function=np.empty(0, np.int32))
+    columns: tuple[NDArray[Any], ...] = stream
+    is_frozen = (
+        column.dtype == dtype and column.flags.c_contiguous
+        for column, dtype in zip(columns, _TYPES, strict=True)
     )
+    return Parts(stream, max(1, len(stream.kind)) if all(is_frozen) else _PART)
 
 
 def frozen_translations(

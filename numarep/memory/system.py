@@ -46,11 +46,12 @@ from numpy.typing import NDArray
 
 from numarep.memory.batch import NODE_BITS, Stream, new_batch
 from numarep.memory.checked import (
+    Parts,
     axes,
     check_cpus,
     checked_ends,
-    frozen_stream,
     frozen_translations,
+    parts_of,
 )
 from numarep.memory.coherence import drop_lines
 from numarep.memory.counts import Counts, new_counts
@@ -273,13 +274,13 @@ class Prepared(NamedTuple):
     """What one CPU runs, checked, frozen and laid out for compiled code.
 
     view : what its accesses modify; every run has its own counts' `events`.
-    tlbs : `table_of` its TLBs. stream, pages : see `Stream`, `pages_of`.
+    tlbs : `table_of` its TLBs. parts : of its stream. pages : see `pages_of`.
     hits : int64[3 * regions], scratch, 0 between runs.
     """
 
     view: View
     tlbs: NDArray[np.int64]
-    stream: Stream
+    parts: Parts
     pages: NDArray[np.int64]
     hits: NDArray[np.int64]
 
@@ -301,7 +302,7 @@ def prepare(
     return Prepared(
         view=_view(system, cpu, counts),
         tlbs=table_of(cpu * system.layout.stride, system.layout.tlbs),
-        stream=frozen_stream(stream, counts),
+        parts=parts_of(stream, counts),
         pages=_pages(system, cpu, frozen),
         hits=np.zeros((Kind.STORE + 1) * axes(counts)[1], np.int64),
     )
@@ -309,21 +310,26 @@ def prepare(
 
 def run_prepared(system: System, prepared: Prepared, start: int, stop: int, counts: Counts) -> None:
     """Process records [start, stop) of what was prepared for such counts, as `run` does."""
-    run_records(
-        prepared.view._replace(events=counts.events),
-        prepared.tlbs,
-        system.window_left,
-        system.machine.core.reorder_window,
-        system.machine.pcid,
-        prepared.stream,
-        prepared.pages,
-        start,
-        stop,
-        system.batch,
-        prepared.hits,
-        counts.served.reshape(-1),
-        counts.functions.reshape(-1),
-    )
+    view = prepared.view._replace(events=counts.events)
+    while start < stop:
+        part, first = prepared.parts.holding(start)
+        end = min(stop, first + len(part.kind))
+        run_records(
+            view,
+            prepared.tlbs,
+            system.window_left,
+            system.machine.core.reorder_window,
+            system.machine.pcid,
+            part,
+            prepared.pages,
+            start - first,
+            end - first,
+            system.batch,
+            prepared.hits,
+            counts.served.reshape(-1),
+            counts.functions.reshape(-1),
+        )
+        start = end
 
 
 def run(

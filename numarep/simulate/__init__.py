@@ -23,7 +23,7 @@ from numarep.simulate.role import NO_FUNCTIONS, Functions, Role, roles_of
 from numarep.simulate.setting import setting_of
 from numarep.simulate.window import check_configuration, windows_read
 from numarep.spec import BootSpec, ChaseSpec, RunSpec, WorkloadSpec, as_mapping
-from numarep.streams import NODE_BYTES, chase, count_stream
+from numarep.streams import count_chase
 
 __all__ = [
     "MODEL_VERSION",
@@ -137,16 +137,15 @@ def _outcome(role: Role, counts: Counts) -> Outcome:
 def _chase(spec: RunSpec, workload: ChaseSpec) -> Outcome:
     """Count a pointer chase; replication has nothing to replicate there."""
     home = int(workload.home_node)
-    buffer = workload.footprint_bytes, home * NODE_BYTES
-    kind, address = chase(*buffer, seed=spec.seed, order=workload.order)
-    counts = count_stream(
+    counts = count_chase(
         spec.machine,
-        kind,
-        address,
+        workload.footprint_bytes,
+        home_node=home,
+        seed=spec.seed,
+        order=workload.order,
         page=workload.page,
         cpu_node=spec.cpu_node,
         unmeasured_passes=int(spec.cache_state == "hot"),
-        dependent=True,
     )
     none = (0,) * spec.machine.nodes
     return Outcome(counts, home, none, none)

@@ -26,7 +26,7 @@ from numarep.simulate.replicas import Replicated, placed, replicate, used_frames
 from numarep.simulate.setting import Setting
 from numarep.simulate.window import Window, bases_of, load_window, module_pages
 from numarep.spec import BootSpec
-from numarep.units import PAGE_SHIFT
+from numarep.units import PAGE_SHIFT, parts
 from numarep.workload.trace import Flag, Pages, Trace
 
 
@@ -73,17 +73,22 @@ class Role:
         """The functions that the records belong to, none if they aren't counted."""
         if not self.window.owners:
             return NO_FUNCTIONS
-        function, names = self._owned
-        whole, rest = self.passes
-        records = self.trace.records
-        fetch = np.flatnonzero(records.kind == Kind.FETCH)
-        function, fetched = function[fetch], records.count[fetch].astype(np.int64)
-        instructions = np.zeros(len(names), np.int64)
-        np.add.at(instructions, function, fetched)
-        instructions *= whole
-        last = int(np.searchsorted(fetch, self.trace.iterations[rest]))
-        np.add.at(instructions, function[:last], fetched[:last])
+        names, (whole, rest) = self._owned[1], self.passes
+        stop = int(self.trace.iterations[rest])
+        instructions = self._fetched(len(self.trace.records.kind)) * whole + self._fetched(stop)
         return Functions(names, instructions)
+
+    def _fetched(self, stop: int) -> NDArray[np.int64]:
+        """Return how many instructions of each function the records up to `stop` fetch."""
+        function, names = self._owned
+        records = self.trace.records
+        instructions = np.zeros(len(names), np.int64)
+        for here in parts(stop):
+            fetch = np.flatnonzero(records.kind[here] == Kind.FETCH)
+            np.add.at(
+                instructions, function[here][fetch], records.count[here][fetch].astype(np.int64)
+            )
+        return instructions
 
     @functools.cached_property
     def _owned(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:

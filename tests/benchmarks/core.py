@@ -46,12 +46,17 @@ CONF = Path(__file__).parents[2] / "conf"
 POLICIES = ("lru", "tree_plru", "srrip")
 TEXT_PAGES, DATA_PAGES = 512, 16384
 ZIPF = 0.9
-# Whole runs whose memory is measured: one CPU's, two CPUs' at once, and eight nodes' copies.
+# Whole runs whose memory is measured: the shortest and longest chase of the staircase, one CPU's,
+# two CPUs' at once, and eight nodes' copies; these two by function, too.
 RUNS = (
     ("workload=chase", "workload.footprint_bytes=4096"),
+    ("workload=chase", "workload.footprint_bytes=1073741824"),
     ("workload=fork_1024", "replication=series", "cpu_node=1"),
-    ("workload=fork_1024", "replication=series", "cpu_node=1", "others.nodes=[0]"),
-    ("workload=boot", "replication=series", "machine=xeon_8s"),
+    (
+        *("workload=fork_1024", "replication=series", "cpu_node=1", "others.nodes=[0]"),
+        "by_function=true",
+    ),
+    ("workload=boot", "replication=series", "machine=xeon_8s", "by_function=true"),
 )
 MOST_MB = 200  # that a run may take
 SHORTEST_S = 0.02  # of what is timed: shorter passes are run several times

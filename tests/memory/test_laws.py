@@ -8,10 +8,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from numarep.memory import recency
+from numarep.memory import checked, recency
 from numarep.memory.counts import Access, Counts, Event, Service, new_counts
 from numarep.memory.passes import Lane, repeat, repeat_together
-from numarep.memory.system import flush, new_system, run
+from numarep.memory.system import Stream, flush, new_system, run
 from numarep.price import price, stalls
 from numarep.spec import MOST_WAYS, CoreSpec, PrefetchSpec, SpecError, TlbSpec
 from tests.memory.cases import (
@@ -85,6 +85,25 @@ def test_one_cpus_counts_do_not_depend_on_the_quantum(seed, records, quantum):
     repeat_together(case.system(), lanes[:1], 3, quantum)
     repeat_together(case.system(), lanes[1:], 3, 10**9)
     assert all((a == b).all() for a, b in zip(lanes[0].counts, lanes[1].counts, strict=True))
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.integers(1, 60), st.integers(1, 50), st.integers(1, 20))
+def test_columns_of_smaller_types_or_one_value_count_alike(seed, records, quantum, part):
+    case = random_case(seed, 0)
+    stream = as_stream(random_records(random.Random(seed), len(case.pages), records))
+    stream = stream._replace(repeats=np.broadcast_to(stream.repeats[:1], records))
+    wide = Stream(*map(np.ascontiguousarray, stream))
+    narrow = stream._replace(
+        page=np.repeat(stream.page, 2)[::2], function=stream.function.astype(np.uint8)
+    )
+    translations = as_translations(case.pages)
+    lanes = [Lane(0, each, translations, case.counts()) for each in (wide, narrow)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checked, "_PART", part)
+        for lane in lanes:
+            repeat_together(case.system(), [lane], 3, quantum)
+    assert all(map(np.array_equal, lanes[0].counts, lanes[1].counts))
 
 
 def test_lanes_that_can_not_run_at_once_are_refused():

@@ -11,7 +11,7 @@ import yaml
 from numarep.memory.counts import Access, Event, Service, new_counts
 from numarep.memory.system import new_system, run
 from numarep.price import price, stalls
-from numarep.streams import NODE_BYTES, chase, count_stream
+from numarep.streams import count_chase
 from numarep.units import LINE_BYTES, cycles_to_ns
 from tests.benchmarks.core import CONF, machine_preset
 from tests.memory.cases import (
@@ -123,11 +123,12 @@ def test_staircase_gives_the_described_latencies_back(name):
     """A pointer chase: each plateau within 2 % of its latency and what the walks take."""
     machine = machine_preset(name)
     for footprint, home, service, described_ns in plateaus(machine):
-        kind, address = chase(footprint // LINE_BYTES * LINE_BYTES, home * NODE_BYTES, seed=1)
-        counts = count_stream(
-            machine, kind, address, page="2M", unmeasured_passes=1, dependent=True
+        loads = footprint // LINE_BYTES
+        counts = count_chase(
+            machine,
+            loads * LINE_BYTES,
+            **{"home_node": home, "seed": 1, "page": "2M", "unmeasured_passes": 1},
         )
-        loads = len(address)
         near = cycles_to_ns(machine.latency.l1_cycles, ghz=machine.core.ghz)
         mean_ns = price(counts, machine, 0).time_serial_ns / loads + near
         walks_ns = float(stalls(counts, machine, 0)[Access.LOAD_WALK].sum()) / loads
@@ -146,12 +147,12 @@ def test_a_measured_staircase_is_met_at_every_footprint():
     points = {point["footprint_bytes"]: point for point in measured["points"]}
     footprints = [footprint for footprint in points if footprint <= 64 << 20]
     for footprint in footprints:
-        kind, address = chase(footprint, 0, seed=1, order="drawn")
-        counts = count_stream(
-            machine, kind, address, page=measured["page"], unmeasured_passes=1, dependent=True
+        counts = count_chase(
+            machine, footprint, seed=1, order="drawn", page=measured["page"], unmeasured_passes=1
         )
         near = cycles_to_ns(machine.latency.l1_cycles, ghz=machine.core.ghz)
-        model_ns = price(counts, machine, 0).time_serial_ns / len(address) + near
+        loads = int(counts.events[Event.REFERENCES])
+        model_ns = price(counts, machine, 0).time_serial_ns / loads + near
         point = points[footprint]
         found[footprint] = model_ns / (
             cycles_to_ns(point["cycles"], ghz=measured["ghz"]) + point["ns"]

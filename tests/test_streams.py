@@ -115,7 +115,10 @@ def test_a_chase_is_the_stream_of_its_loads(
         found = count_chase(
             machine,
             lines * 64,
-            **{"home_node": home, "seed": seed, "order": order, "page": page},
+            home_node=home,
+            seed=seed,
+            order=order,
+            page=page,
             unmeasured_passes=1,
         )
     assert all(map(np.array_equal, found, expected))

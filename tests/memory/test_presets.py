@@ -127,7 +127,10 @@ def test_staircase_gives_the_described_latencies_back(name):
         counts = count_chase(
             machine,
             loads * LINE_BYTES,
-            **{"home_node": home, "seed": 1, "page": "2M", "unmeasured_passes": 1},
+            home_node=home,
+            seed=1,
+            page="2M",
+            unmeasured_passes=1,
         )
         near = cycles_to_ns(machine.latency.l1_cycles, ghz=machine.core.ghz)
         mean_ns = price(counts, machine, 0).time_serial_ns / loads + near

@@ -154,11 +154,12 @@ def _pass(
         for array in lane_counts:
             array.fill(0)
     turns = [lane_stops.tolist() for lane_stops in stops]
+    lanes = [lane.counted_in(each) for lane, each in zip(prepared, counts, strict=True)]
     for turn in range(max(map(len, turns))):
-        for lane, lane_stops, lane_counts in zip(prepared, turns, counts, strict=True):
+        for lane, lane_stops in zip(lanes, turns, strict=True):
             if turn < len(lane_stops):
                 start = lane_stops[turn - 1] if turn else 0
-                run_prepared(system, lane, start, lane_stops[turn], lane_counts)
+                run_prepared(system, lane, start, lane_stops[turn])
 
 
 def _add(counts: Counts, one: Counts, times: int) -> None:

@@ -273,9 +273,10 @@ def _view(system: System, cpu: int, counts: Counts) -> View:
 class Prepared(NamedTuple):
     """What one CPU runs, checked, frozen and laid out for compiled code.
 
-    view : what its accesses modify; every run has its own counts' `events`.
+    view : what its accesses modify, with the `events` of the counts it is prepared for.
     tlbs : `table_of` its TLBs. parts : of its stream. pages : see `pages_of`.
     hits : int64[3 * regions], scratch, 0 between runs.
+    served, functions : of these counts, flat.
     """
 
     view: View
@@ -283,12 +284,22 @@ class Prepared(NamedTuple):
     parts: Parts
     pages: NDArray[np.int64]
     hits: NDArray[np.int64]
+    served: NDArray[np.int64]
+    functions: NDArray[np.int64]
+
+    def counted_in(self, counts: Counts) -> "Prepared":
+        """Return the same for other counts of these axes: once for all turns that count there."""
+        return self._replace(
+            view=self.view._replace(events=counts.events),
+            served=counts.served.reshape(-1),
+            functions=counts.functions.reshape(-1),
+        )
 
 
 def prepare(
     system: System, cpu: int, stream: Stream, translations: Translations, counts: Counts
 ) -> Prepared:
-    """Check and freeze what one CPU is to run and count in such counts.
+    """Check and freeze what one CPU is to run and where to count it.
 
     Raises
     ------
@@ -305,17 +316,18 @@ def prepare(
         parts=parts_of(stream, counts),
         pages=_pages(system, cpu, frozen),
         hits=np.zeros((Kind.STORE + 1) * axes(counts)[1], np.int64),
+        served=counts.served.reshape(-1),
+        functions=counts.functions.reshape(-1),
     )
 
 
-def run_prepared(system: System, prepared: Prepared, start: int, stop: int, counts: Counts) -> None:
-    """Process records [start, stop) of what was prepared for such counts, as `run` does."""
-    view = prepared.view._replace(events=counts.events)
+def run_prepared(system: System, prepared: Prepared, start: int, stop: int) -> None:
+    """Process records [start, stop) of what was prepared, as `run` does."""
     while start < stop:
         part, first = prepared.parts.holding(start)
         end = min(stop, first + len(part.kind))
         run_records(
-            view,
+            prepared.view,
             prepared.tlbs,
             system.window_left,
             system.machine.core.reorder_window,
@@ -326,8 +338,8 @@ def run_prepared(system: System, prepared: Prepared, start: int, stop: int, coun
             end - first,
             system.batch,
             prepared.hits,
-            counts.served.reshape(-1),
-            counts.functions.reshape(-1),
+            prepared.served,
+            prepared.functions,
         )
         start = end
 
@@ -354,4 +366,4 @@ def run(
     if not 0 <= start <= stop <= len(stream.kind):
         raise ValueError(f"records: [{start}, {stop}) is not within {len(stream.kind)}")
     prepared = prepare(system, cpu, stream, translations, counts)
-    run_prepared(system, prepared, start, stop, counts)
+    run_prepared(system, prepared, start, stop)

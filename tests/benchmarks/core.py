@@ -139,7 +139,7 @@ def ours(
     prepared = prepare(system, 0, stream, translations, counts)
 
     def once() -> None:
-        run_prepared(system, prepared, 0, len(stream.kind), counts)
+        run_prepared(system, prepared, 0, len(stream.kind))
 
     once()
     return once

@@ -147,10 +147,11 @@ def count_chase(
     )
     node_pages = NODE_BYTES >> PAGE_SHIFT
     lines = chase_lines(footprint_bytes, seed, order)
-    pages, line = _chased_pages(lines)
+    vpn, line = _chased_pages(lines)
+    vpn += home_node * node_pages
     kind = np.broadcast_to(np.full(1, Kind.LOAD, np.uint8), len(lines))
     once = np.broadcast_to(np.ones(1, np.int32), len(lines))
-    translations = _identity(pages + home_node * node_pages, LEAVES[page], P4D, node_pages)
+    translations = _identity(vpn, LEAVES[page], P4D, node_pages)
     stream, passes = Stream(kind, lines, line, once), (unmeasured_passes, 1)
     return _one_by_one(_counted(machine, stream, translations, cpu_node, NODE_BYTES, passes))
 
@@ -320,9 +321,8 @@ def _identity(vpn: NDArray[np.int64], leaf: int, levels: int, node_pages: int) -
             frames[here] = (home + 1) * node_pages - 1 - used[home] - np.arange(len(here))
             used[home] += len(here)
         table[:, level - 1] = frames[inverse]
-    zero = np.zeros(len(vpn), np.int64)
-    root = table[:, levels - 1].copy()
-    return Translations(vpn, vpn.copy(), zero + leaf, zero, root, table, zero.copy())
+    leaves, zero = (np.broadcast_to(np.array([each]), len(vpn)) for each in (leaf, 0))
+    return Translations(vpn, vpn, leaves, zero, table[:, levels - 1], table, zero)
 
 
 def _counted(

@@ -115,21 +115,20 @@ def parts_of(stream: Stream, counts: Counts) -> Parts:
     return Parts(stream, max(1, len(stream.kind)) if all(is_frozen) else _PART)
 
 
-def frozen_translations(
+def check_translations(
     machine: MachineSpec,
     node_end_pfn: NDArray[np.int64],
     translations: Translations,
     counts: Counts,
-) -> Translations:
-    """Freeze translations.
+) -> None:
+    """Refuse translations that can't be; they are no more than read.
 
     Raises
     ------
     ValueError
         If a frame lies beyond the last node, or nodes or regions don't fit the counts.
     """
-    made = Translations(*(frozen(array, np.int64) for array in translations))
-    pages = len(made.vpn)
+    made, pages = translations, len(translations.vpn)
     if made.table.shape != (pages, MAX_LEVELS):
         raise ValueError(f"table: expected shape ({pages}, {MAX_LEVELS}), got {made.table.shape}")
     if ((made.leaf < 0) | (made.leaf > PUD)).any():
@@ -145,4 +144,3 @@ def frozen_translations(
         raise ValueError(f"counts: expected {machine.nodes} nodes, got {nodes}")
     if pages and not 0 <= int(made.region.min()) <= int(made.region.max()) < regions:
         raise ValueError(f"region: expected 0 to {regions - 1}")
-    return made

@@ -34,6 +34,7 @@ from numarep.units import LINES_PER_PAGE, MAX_LEVELS, PMD, PUD, TABLE_SHIFT
 WAYS_BITS = 8
 PAGE_BITS = 4  # of the columns of a page
 NONE = -1
+_PART = 1 << 14  # pages laid out at once: what is made of them by the way is small
 
 __all__ = ["NONE", "PAGE_BITS", "WAYS_BITS", "Of", "new_tlb", "pages_of", "ways_of"]
 
@@ -77,6 +78,24 @@ def pages_of(
     pages as 2M splinters: the number of a 2M page, the level of a 1G leaf.
     """
     pages = new_words(len(vpn) << PAGE_BITS).reshape(-1, 1 << PAGE_BITS)
+    columns = vpn, pfn, leaf, is_global, root, table, region
+    for start in range(0, len(vpn), _PART):
+        here = slice(start, start + _PART)
+        _lay_out(pages[here], [column[here] for column in columns], tlbs, stlbs, base)
+    return pages.reshape(-1)
+
+
+def _lay_out(
+    pages: NDArray[np.int64],
+    columns: Sequence[NDArray[np.int64]],
+    tlbs: Tlbs,
+    stlbs: Sequence[Tlb],
+    base: int,
+) -> None:
+    """Fill in some pages, int64[p, 16], in place; `columns` are theirs of `pages_of`."""
+    vpn, pfn, leaf, is_global, root, table, region = (
+        np.asarray(each, np.int64) for each in columns
+    )
     pages[:, Of.LINE] = pfn * LINES_PER_PAGE
     pages[:, Of.ROOT] = root
     owner = np.where(is_global != 0, GLOBAL, root)
@@ -97,7 +116,6 @@ def pages_of(
             pages[rows, column] = first << WAYS_BITS | tlb.ways
             entry = Of.FETCH_ENTRY if column == Of.FETCH else Of.DATA_ENTRY
             pages[rows, entry] = (number << LEVEL_BITS | size) << OWNER_BITS | owner[rows]
-    return pages.reshape(-1)
 
 
 @jit

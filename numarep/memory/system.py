@@ -49,8 +49,8 @@ from numarep.memory.checked import (
     Parts,
     axes,
     check_cpus,
+    check_translations,
     checked_ends,
-    frozen_translations,
     parts_of,
 )
 from numarep.memory.coherence import drop_lines
@@ -206,12 +206,13 @@ def flush_lines(system: System, lines: NDArray[np.int64]) -> None:
 def _pages(system: System, cpu: int, translations: Translations) -> NDArray[np.int64]:
     """Return what the stages need of each page; unknown roots are numbered, in place."""
     layout, roots = system.layout, system.roots
-    distinct, place = np.unique(translations.root, return_inverse=True)
+    distinct = np.unique(translations.root)
     for pfn in distinct.tolist():
         roots.setdefault(pfn, len(roots) + 1)
     if len(roots) >= OWNERS:
         raise ValueError(f"root: expected fewer than {OWNERS} different ones")
-    small = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)[place]
+    of_distinct = np.array([roots[pfn] for pfn in distinct.tolist()], np.int64)
+    small = of_distinct[np.searchsorted(distinct, translations.root)]
     vpn, pfn, leaf, is_global, _, table, region = translations
     places = layout.tlbs, layout.stlbs, cpu * layout.stride
     return pages_of(vpn, pfn, leaf, is_global, small, table, region, *places)
@@ -309,12 +310,12 @@ def prepare(
     """
     if not 0 <= cpu < len(system.cpu_node):
         raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
-    frozen = frozen_translations(system.machine, system.node_end_pfn, translations, counts)
+    check_translations(system.machine, system.node_end_pfn, translations, counts)
     return Prepared(
         view=_view(system, cpu, counts),
         tlbs=table_of(cpu * system.layout.stride, system.layout.tlbs),
         parts=parts_of(stream, counts),
-        pages=_pages(system, cpu, frozen),
+        pages=_pages(system, cpu, translations),
         hits=np.zeros((Kind.STORE + 1) * axes(counts)[1], np.int64),
         served=counts.served.reshape(-1),
         functions=counts.functions.reshape(-1),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numarep.jit import jit
-from numarep.memory.vector import FARTHEST, LANES, at, close, lowest, match, rotate
+from numarep.memory.vector import LANES, at, close, lowest, match, rotate
 
 # Numba links constants used in doctests too.
 __all__ = ["EMPTY", "FLAG_BITS", "drop", "find", "matches", "move", "pitch_of", "push"]
@@ -34,7 +34,7 @@ EMPTY = -1
 FLAG_BITS = 11  # a line is below 2^51, so 62 bits in all
 FLAGS = (1 << FLAG_BITS) - 1
 ALL = -1
-MOST_WAYS = FARTHEST
+MOST_WAYS = 4 * LANES  # of a row, as `matches` and `move` are written out
 
 
 def pitch_of(ways: int) -> int:

@@ -28,7 +28,6 @@ from numba.extending import lower_builtin, type_callable
 from numpy.typing import NDArray
 
 LANES = 8
-FARTHEST = 32  # words from a row's eights to where it changes
 Emitter = Callable[..., Any]
 _WORD = ir.IntType(64)
 _ROW = ir.VectorType(_WORD, LANES)
@@ -52,21 +51,13 @@ def _splat(builder: Any, word: Any) -> Any:
 
 
 def _lanes_to(builder: Any, last: Any) -> Any:
-    """Return where a mask of the lanes up to `last` (from -FARTHEST to FARTHEST - 1) lies.
+    """Return a mask of the lanes up to `last`, any number: ones where i - 1 - last is below 0.
 
-    A mask from a table, since LLVM makes masked stores of what it recognises as a selection, and
-    hosts make a load that follows a masked store wait until that is in the cache. The table is so
-    long that nobody needs to see whether `last` is among the lanes.
+    That sign is shifted over the lane, since LLVM makes masked stores of what it recognises as a
+    selection, and hosts make a load that follows a masked store wait until that is in the cache.
     """
-    table_type = ir.ArrayType(_WORD, 2 * FARTHEST + LANES)
-    name = "numarep.lanes"
-    table = builder.module.globals.get(name)
-    if table is None:
-        table = ir.GlobalVariable(builder.module, table_type, name)
-        table.initializer = ir.Constant(table_type, [-1] * FARTHEST + [0] * (FARTHEST + LANES))
-        table.global_constant, table.linkage = True, "internal"
-    start = builder.sub(_WORD(FARTHEST - 1), last)
-    return builder.bitcast(builder.gep(table, [_WORD(0), start]), _ROW.as_pointer())
+    before = ir.Constant(_ROW, list(range(-1, LANES - 1)))
+    return builder.ashr(builder.sub(before, _splat(builder, last)), ir.Constant(_ROW, [63] * LANES))
 
 
 def new_words(size: int) -> NDArray[np.int64]:
@@ -125,7 +116,7 @@ def _rotate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     # Lane 0 of the result is `entry`, lane i is lane i - 1 of the row.
     order = ir.Constant(_INDEX, [LANES, *range(LANES - 1)])
     moved = builder.shuffle_vector(row, _splat(builder, args[3]), order)
-    mask = _load(builder, _lanes_to(builder, args[2]))
+    mask = _lanes_to(builder, args[2])
     kept = builder.and_(row, builder.not_(mask))
     builder.store(builder.or_(kept, builder.and_(moved, mask)), address).align = 8
     return context.get_dummy_value()
@@ -150,7 +141,7 @@ def _close(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     # Lane i of the result is lane i + 1 of the row, the last is `entry`.
     order = ir.Constant(_INDEX, list(range(1, LANES + 1)))
     moved = builder.shuffle_vector(row, _splat(builder, args[3]), order)
-    mask = _load(builder, _lanes_to(builder, builder.sub(args[2], _WORD(1))))
+    mask = _lanes_to(builder, builder.sub(args[2], _WORD(1)))
     moved = builder.and_(moved, builder.not_(mask))
     builder.store(builder.or_(builder.and_(row, mask), moved), address).align = 8
     return context.get_dummy_value()

@@ -62,8 +62,8 @@ def test_match(words, at, value, mask):
     assert vector.match(words, at, value, mask) == expected
 
 
-# From the eights of a row to where it changes.
-FAR = st.integers(-vector.FARTHEST, vector.FARTHEST - 1) | st.integers(-1, 8)
+# From the eights of a row to where it changes, if that is among them or not.
+FAR = st.integers(-MOST_WAYS, MOST_WAYS) | st.integers(-1, 8)
 
 
 @settings(deadline=None)

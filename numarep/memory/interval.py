@@ -13,44 +13,41 @@ as a whole:
 - CR3 writes, INVLPG and TLB flushes serialise: they close the window.
 
 The state is one number, the instructions left in the open window (0: closed), so it is canonical:
-it doesn't remember where in the stream the window was opened.
+it doesn't remember where in the stream the window was opened. Written without branches, for nobody
+can foresee them.
 
 Source: Karkhanis and Smith, "A First-Order Superscalar Processor Model", ISCA 2004; Genbrugge,
 Eyerman and Eeckhout, "Interval Simulation", HPCA 2010. Assumed: an instruction is one micro-op; a
 run of instructions passes where its FETCH record stands.
 
 >>> left = 0
->>> overlap = overlap_of(Kind.LOAD, True, left)
->>> left = window_after(Kind.LOAD, True, overlap, left, 192)
->>> overlap, left, overlap_of(Kind.LOAD, True, pass_instructions(left, 191))
+>>> overlap = overlap_of(Kind.LOAD, 1, left)
+>>> left = window_after(Kind.LOAD, 1, overlap, left, 192)
+>>> overlap, left, overlap_of(Kind.LOAD, 1, pass_instructions(left, 191))
 (0, 192, 1)
->>> overlap_of(Kind.LOAD, True, pass_instructions(left, 192))
+>>> overlap_of(Kind.LOAD, 1, pass_instructions(left, 192))
 0
 """
 
 from numarep.jit import jit
 from numarep.memory.counts import Overlap
 from numarep.memory.kinds import Kind
+from numarep.memory.vector import choose
 
 
 @jit
-def overlap_of(kind: int, is_long: bool, left: int) -> int:
+def overlap_of(kind: int, is_long: int, left: int) -> int:
     """Return whether a chain leads or overlaps, `left` instructions before the window closes."""
-    if kind == Kind.FETCH or (is_long and left == 0):
-        return Overlap.LEADING.value
-    return Overlap.OVERLAPPED.value
+    leads = (kind == Kind.FETCH) | ((is_long != 0) & (left == 0))
+    return choose(1 if leads else 0, Overlap.LEADING.value, Overlap.OVERLAPPED.value)
 
 
 @jit
-def window_after(kind: int, is_long: bool, overlap: int, left: int, reorder_window: int) -> int:
-    """Return the instructions left in the window after a chain."""
-    if not is_long:
-        return left
-    if kind == Kind.FETCH:
-        return 0
-    if overlap == Overlap.LEADING:
-        return reorder_window
-    return left
+def window_after(kind: int, is_long: int, overlap: int, left: int, reorder_window: int) -> int:
+    """Return the instructions left in the window after a chain: if it's long and leads, others."""
+    others = choose(1 if kind == Kind.FETCH else 0, 0, reorder_window)
+    changes = (is_long != 0) & (overlap == Overlap.LEADING)
+    return choose(1 if changes else 0, others, left)
 
 
 @jit

@@ -25,7 +25,7 @@ from numarep.memory.counts import Access, Event, Overlap, Service
 from numarep.memory.interval import overlap_of, pass_instructions, window_after
 from numarep.memory.kinds import Kind
 from numarep.memory.pages import PAGE_BITS, Of
-from numarep.memory.vector import at, lowest, prefetch
+from numarep.memory.vector import at, choose, lowest, prefetch
 from numarep.units import MAX_LEVELS
 
 ACCESSES, SERVICES, OVERLAPS = len(Access), len(Service), len(Overlap)
@@ -147,7 +147,7 @@ def tally(
         marked, long = marks & ((1 << MARKS) - 1), marks >> MARKS
         while marked != 0:
             run = word << MARK_BITS | lowest(marked)
-            is_long = long >> lowest(marked) & 1 != 0
+            is_long = long >> lowest(marked) & 1
             marked &= marked - 1
             key, passed = batch[at(Batch.KEY + run)], batch[at(Batch.PASSED + run)]
             kind, region = kind_of(key), region_of(pages, key)
@@ -158,7 +158,7 @@ def tally(
             batch[at(Batch.OVERLAP + run)] = overlap
             hits[at(kind * regions + region)] -= 1
             shift += batch[at(Batch.READS + run)]
-            own = Overlap.OVERLAPPED.value if kind == Kind.STORE else overlap
+            own = choose(1 if kind == Kind.STORE else 0, Overlap.OVERLAPPED.value, overlap)
             function = batch[at(Batch.FUNCTION + run)]
             listed = _count(
                 *(served, functions, nodes, regions, batch, run + shift),
@@ -191,7 +191,7 @@ def settle(
     regions = len(hits) // (Kind.STORE + 1)
     by = served_by(Service.L1.value, node)
     for kind in range(Kind.STORE + 1):
-        place = _place(nodes, by, overlap_of(kind, False, 0))
+        place = _place(nodes, by, overlap_of(kind, 0, 0))
         for region in range(regions):
             cell = _cell(regions, nodes, kind, 0, region) + place
             served[at(cell)] += hits[at(kind * regions + region)]

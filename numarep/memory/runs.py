@@ -33,6 +33,8 @@ from numarep.memory.vector import at, lowest, prefetch
 
 __all__ = ["merge"]
 
+EXPECTED = 512  # records ahead that the host is asked for
+
 
 @jit
 def _put(
@@ -57,6 +59,20 @@ def _put(
 
 
 @jit
+def _expect(stream: Stream, record: int) -> None:
+    """Have the host fetch 32 records: by itself it stops at the end of each of its pages.
+
+    Of columns of four bytes that is two of its lines. Beyond a column's end nothing happens.
+    """
+    for each in range(record, record + MANY, MANY // 2):
+        prefetch(stream.page, each)
+        prefetch(stream.repeats, each)
+        prefetch(stream.function, each)
+    prefetch(stream.kind, record)
+    prefetch(stream.line, record)
+
+
+@jit
 def _merge_single(
     always: int,
     pages: NDArray[np.int64],
@@ -77,6 +93,7 @@ def _merge_single(
     while record + MANY <= stop and size + MANY <= BATCH:
         if above(stream.kind, record, Kind.STORE) | above(stream.repeats, record, 1) != 0:
             break
+        _expect(stream, record + EXPECTED)
         begins = changes(stream.kind, record, kind) | changes(stream.page, record, page)
         begins |= changes(stream.line, record, line) | always * ALL_OF_THEM
         counted = above(stream.repeats, record, 0) & ~above(stream.kind, record, Kind.FETCH)

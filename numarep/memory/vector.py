@@ -204,8 +204,8 @@ def _at(_context: Any, _builder: Any, _signature: Any, args: Any) -> Any:
     return args[0]
 
 
-def prefetch(words: NDArray[np.int64], at: int) -> None:
-    """Tell the host that the words around `at` will be wanted soon: speed only."""
+def prefetch(words: NDArray[Any], at: int) -> None:
+    """Tell the host that what lies around element `at` will be wanted soon: speed only."""
 
 
 @instruction(prefetch, types.void)

@@ -37,13 +37,14 @@ A call of `run` is one CPU's turn: at any moment one CPU runs.
 [2, 1, 1]
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numarep.jit import compiled_for
 from numarep.memory.batch import NODE_BITS, Stream, new_batch
 from numarep.memory.checked import (
     Parts,
@@ -278,6 +279,7 @@ class Prepared(NamedTuple):
     tlbs : `table_of` its TLBs. parts : of its stream. pages : see `pages_of`.
     hits : int64[3 * regions], scratch, 0 between runs.
     served, functions : of these counts, flat.
+    entry : `run_records`, compiled for all these.
     """
 
     view: View
@@ -287,6 +289,7 @@ class Prepared(NamedTuple):
     hits: NDArray[np.int64]
     served: NDArray[np.int64]
     functions: NDArray[np.int64]
+    entry: Callable[..., None] = run_records
 
     def counted_in(self, counts: Counts) -> "Prepared":
         """Return the same for other counts of these axes: once for all turns that count there."""
@@ -311,7 +314,7 @@ def prepare(
     if not 0 <= cpu < len(system.cpu_node):
         raise ValueError(f"cpu: expected 0 to {len(system.cpu_node) - 1}, got {cpu}")
     check_translations(system.machine, system.node_end_pfn, translations, counts)
-    return Prepared(
+    prepared = Prepared(
         view=_view(system, cpu, counts),
         tlbs=table_of(cpu * system.layout.stride, system.layout.tlbs),
         parts=parts_of(stream, counts),
@@ -320,6 +323,30 @@ def prepare(
         served=counts.served.reshape(-1),
         functions=counts.functions.reshape(-1),
     )
+    first, _ = prepared.parts.holding(0)
+    entry = compiled_for(run_records, *_arguments(system, prepared, first, 0, 0))
+    return prepared._replace(entry=entry)
+
+
+def _arguments(
+    system: System, prepared: Prepared, part: Stream, start: int, stop: int
+) -> tuple[object, ...]:
+    """Return what `run_records` is to be called with; all parts have the same types."""
+    return (
+        prepared.view,
+        prepared.tlbs,
+        system.window_left,
+        system.machine.core.reorder_window,
+        system.machine.pcid,
+        part,
+        prepared.pages,
+        start,
+        stop,
+        system.batch,
+        prepared.hits,
+        prepared.served,
+        prepared.functions,
+    )
 
 
 def run_prepared(system: System, prepared: Prepared, start: int, stop: int) -> None:
@@ -327,21 +354,7 @@ def run_prepared(system: System, prepared: Prepared, start: int, stop: int) -> N
     while start < stop:
         part, first = prepared.parts.holding(start)
         end = min(stop, first + len(part.kind))
-        run_records(
-            prepared.view,
-            prepared.tlbs,
-            system.window_left,
-            system.machine.core.reorder_window,
-            system.machine.pcid,
-            part,
-            prepared.pages,
-            start - first,
-            end - first,
-            system.batch,
-            prepared.hits,
-            prepared.served,
-            prepared.functions,
-        )
+        prepared.entry(*_arguments(system, prepared, part, start - first, end - first))
         start = end
 
 

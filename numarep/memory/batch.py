@@ -21,8 +21,8 @@ from numarep.jit import jit
 from numarep.memory.vector import LANES, at, new_words
 from numarep.units import LINES_PER_PAGE, MAX_LEVELS
 
-BATCH = 512
-RUN_BITS = 9
+BATCH = 1024
+RUN_BITS = 10
 MARK_BITS = 4
 MARKS = 1 << MARK_BITS  # runs of a word
 KIND_BITS = 2

@@ -27,6 +27,7 @@ from numarep.memory.ahead import recall
 from numarep.memory.coherence import ask_owner, own, owner_of, request
 from numarep.memory.copies import clean_in_domain, drop_in_domain, mark_in
 from numarep.memory.counts import Event, Service
+from numarep.memory.dirty import flag_all, flag_if_many, flag_later
 from numarep.memory.recency import EMPTY, FLAG_BITS, find
 from numarep.memory.replacement import push, touch
 from numarep.memory.vector import LANES, at, prefetch
@@ -44,20 +45,13 @@ def make_exclusive(view: View, line: int, row: int) -> None:
 
 
 @jit
-def _dirty_llc(view: View, line: int) -> None:
-    """Flag a line that the own, inclusive LLC holds as dirty there, in place."""
-    first = shared_row_of(view, view.domain, view.directory, line)
-    mark_in(view.words, first, view.directory.ways, line, DIRTY)
-
-
-@jit
 def write_down(view: View, victim: int) -> None:
     """Put what L1D evicted where it belongs: dirty data into L2 or the LLC, in place."""
     if victim != EMPTY and victim & DIRTY:
         evicted = victim >> FLAG_BITS
         first = row_of(view, view.cpu, view.l2, evicted)
         if not mark_in(view.words, first, view.l2.ways, evicted, DIRTY):
-            _dirty_llc(view, evicted)
+            flag_later(view, evicted, 1)
 
 
 @jit
@@ -94,7 +88,7 @@ def expect(view: View, line: int) -> int:
 def expect_eviction(view: View, line: int) -> None:
     """Have the host fetch what a line that L2 likely evicts needs: its row of the LLC, its filter.
 
-    An inclusive LLC is told of dirty lines only: too few to ask of each.
+    An inclusive LLC is told of dirty lines only, and later (see `dirty`).
     """
     if view.victim is None:
         return
@@ -149,8 +143,7 @@ def _access_beyond(
 def _leave(view: View, llc: Cache | None, entry: int) -> None:
     """Move what L2 evicted into a victim LLC, or dirty data into an inclusive one; in place."""
     if llc is None:
-        if entry & DIRTY:
-            _dirty_llc(view, entry >> FLAG_BITS)
+        flag_later(view, entry >> FLAG_BITS, entry & DIRTY)
         return
     leave_l2(view, llc, entry)
 
@@ -163,6 +156,7 @@ def prefetch_l2(view: View, line: int) -> None:
         view.events[Event.PREFETCHES] += 1
         row = shared_row_of(view, view.domain, view.directory, line)
         _fill_l2(view, line, False, first, row)
+        flag_if_many(view)
 
 
 @jit
@@ -179,6 +173,7 @@ def _access_llc(view: View, line: int, write: bool, first: int) -> tuple[int, in
             return Service.PEER.value, node_of(view, owner)
         return Service.LLC.value, view.node
     service, node, state = request(view, line, write)
+    flag_all(view)
     victim = push(view.words, first, llc.ways, llc.policy, line << FLAG_BITS | state)
     if victim != EMPTY:
         _evict(view, victim)

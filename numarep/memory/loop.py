@@ -40,6 +40,7 @@ from numarep.memory.batch import (
     served_by,
 )
 from numarep.memory.counts import Event, Service
+from numarep.memory.dirty import flag_all, flag_if_many
 from numarep.memory.front import take
 from numarep.memory.hierarchy import access_l2, expect, expect_eviction, make_exclusive, write_down
 from numarep.memory.kinds import Kind
@@ -99,6 +100,7 @@ def _access(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None
         if expected < min(each + AHEAD, missed):
             _expect_all(view, batch, expected, min(each + 2 * AHEAD, missed))
             expected = min(each + 2 * AHEAD, missed)
+            flag_if_many(view)
         number = ahead[at(Ahead.MISSES + each)]
         is_hit, op = hit_of(ahead[at(Ahead.USED + number)]), batch[at(Batch.OP + number)]
         line, is_store = line_of(op), kind_of(op) == Kind.STORE
@@ -120,6 +122,7 @@ def _access(view: View, batch: NDArray[np.int64], start: int, stop: int) -> None
             if ahead[Ahead.STOP] == number + 1:
                 missed, expected = run_ahead(view, batch, number + 1, stop, each + 1), each + 1
         each += 1
+    flag_all(view)
 
 
 @jit_apart

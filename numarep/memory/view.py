@@ -66,6 +66,7 @@ END_SHIFT = DOMAIN_BITS + NODE_BITS
 LINE_OF_PAGE_BITS = LINES_PER_PAGE.bit_length() - 1
 
 SHARE_BITS = 48
+LISTED = 128  # lines that are flagged at once (see `dirty`)
 
 
 class Cache(NamedTuple):
@@ -157,8 +158,9 @@ def policy_in(table: NDArray[np.int64], which: int) -> int:
 class Ahead(IntEnum):
     """Parts of the log of L1's run-ahead (see `ahead`), OPS words each, in one array.
 
-    An entry for each operation, at its number, and what the log itself has got to. (One array,
-    because compiled functions pass each array they are given as seven numbers.)
+    An entry for each operation, at its number, what the log itself has got to, and the lines that
+    `dirty` lists. (One array, because compiled functions pass each array they are given as seven
+    numbers.)
     """
 
     USED = 0  # see `ahead.used`
@@ -169,7 +171,9 @@ class Ahead(IntEnum):
     MISSES = 5 * OPS  # in order, the operations that L1 couldn't settle
     STOP = 6 * OPS  # the operation that L1 has run up to
     SETTLING = 6 * OPS + 1  # the one whose miss is being settled
-    END = 6 * OPS + 2
+    PENDING = 6 * OPS + 2  # how many lines are listed
+    DIRTIED = 6 * OPS + 3  # and which
+    END = 6 * OPS + 3 + LISTED
 
 
 class View(NamedTuple):
